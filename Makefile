@@ -1,0 +1,61 @@
+# make quickstart [SEED=n]   the whole loop in the sandbox (minutes, 2 cores)
+# make test                  every test: unit, integration, e2e, chaos
+# make check                 format, lint, types, import rules, unit tests (a minute)
+# make setup / setup-gpu     the virtual environment alone, CPU or GPU set
+# make lock                  write the locks again (needs uv)
+PYTHON ?= python3
+SEED ?= 0
+BIN := .venv/bin
+TORCH_CPU := https://download.pytorch.org/whl/cpu
+RUN := $(if $(filter 0,$(SEED)),quickstart,quickstart-seed$(SEED))
+# One thread per process: two OpenMP pools on two cores are many times slower (docs/quickstart.md).
+export OMP_NUM_THREADS := 1
+export DS_BUILD_OPS := 0
+
+.PHONY: setup setup-gpu quickstart test check lint unit integration e2e chaos lock clean
+
+setup: .venv/cpu.done
+
+.venv/cpu.done: requirements/cpu.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else "Python 3.11 or 3.12 is needed, got %d.%d; set PYTHON=python3.11" % v)'
+	$(PYTHON) -m venv .venv
+	@# The CPU build of torch is not on PyPI: from pip's own configuration where that has it, else from PyTorch's index.
+	$(BIN)/pip install -q --no-deps $$(grep '^torch==' requirements/cpu.lock) || \
+	  $(BIN)/pip install -q --no-deps --index-url $(TORCH_CPU) $$(grep '^torch==' requirements/cpu.lock)
+	$(BIN)/pip install -q --no-deps -r requirements/cpu.lock
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+setup-gpu: .venv/gpu.done
+
+.venv/gpu.done: requirements/gpu.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --no-deps -r requirements/gpu.lock
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+quickstart: setup
+	$(BIN)/python -m examples.sandbox --out data/sandbox-$(SEED) --seed $(SEED)
+	$(BIN)/python launch.py --config configs/quickstart.yaml run.seed=$(SEED) run.name=$(RUN)
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup lint unit
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+unit integration e2e chaos: setup
+	$(BIN)/python -m pytest tests/$@
+
+lock:
+	uv pip compile pyproject.toml --extra cpu --extra dev --universal --python-version 3.11 --no-header --no-annotate \
+	  --override requirements/overrides-cpu.txt --extra-index-url $(TORCH_CPU) --index-strategy unsafe-best-match -o requirements/cpu.lock
+	uv pip compile pyproject.toml --extra gpu --universal --python-version 3.11 --no-header --no-annotate -o requirements/gpu.lock
+
+clean:
+	rm -rf .venv runs data

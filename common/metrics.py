@@ -1,0 +1,70 @@
+"""metrics.jsonl and samples.jsonl: one line a step, written by the driver alone.
+
+Every step line has every name of STEP_NAMES; a value that a step did not measure is null. On resume the lines after the
+checkpoint's step are removed, so the file reads as if the run had never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+STEP_NAMES = (
+    "reward/mean",
+    "policy/kl_ref",
+    "policy/entropy",
+    "policy/clip_frac",
+    "policy/ratio_mean",
+    "policy/grad_norm",
+    "rollout/tokens_per_s",
+    "rollout/response_tokens",
+    "rollout/truncated_frac",
+    "staleness/mean",
+    "queue/work",
+    "queue/rollouts",
+    "queue/scored",
+    "queue/dead",
+    "rm/version",
+    "sync/max_logprob_diff",
+    "gold/mean",
+)
+
+
+def step_names(objectives: Sequence[str]) -> tuple[str, ...]:
+    """The names that every step line has, whatever happened in the step."""
+    return (*STEP_NAMES, *(f"{kind}/{name}" for name in objectives for kind in ("reward", "gate")))
+
+
+class StepLog:
+    """A JSONL file whose rows carry their step, cut back to a step on resume."""
+
+    def __init__(self, path: Path, names: Sequence[str] = ()):
+        self._path, self._names = path, names
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Appends one row: step, then every fixed name (null if absent), then the rest."""
+        row = {"step": step, **dict.fromkeys(self._names), **values}
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def cut(self, last_step: int) -> None:
+        """Removes the rows after last_step, and a half-written last row."""
+        if not self._path.is_file():
+            return
+        kept = [line for line in self._path.read_text().splitlines(keepends=True) if _keeps(line, last_step)]
+        aside = self._path.with_suffix(".tmp")
+        aside.write_text("".join(kept))
+        os.replace(aside, self._path)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All rows of a JSONL file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _keeps(line: str, last_step: int) -> bool:
+    return line.endswith("\n") and json.loads(line)["step"] <= last_step

@@ -1,0 +1,93 @@
+"""Checkpoints as directories that are either whole or absent.
+
+`step_N/` is written aside, every file hashed into MANIFEST.json and fsynced, then renamed. The newest checkpoint is the one
+with the highest step whose manifest verifies; one that does not verify is named and stops the resume.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "MANIFEST.json"
+STATE = "driver.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used; says which and why."""
+
+
+def write_checkpoint(root: Path, step: int, state: dict[str, Any], write: Callable[[Path], None], keep: int) -> Path:
+    """Commits `root/step_N` with what `write` puts there and the driver's state; removes all but the newest `keep`."""
+    aside, final = root / f"writing_step_{step}", root / f"step_{step}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    write(aside)
+    (aside / STATE).write_text(json.dumps(state))
+    manifest = {str(file.relative_to(aside)): _describe(file) for file in sorted(aside.rglob("*")) if file.is_file()}
+    (aside / MANIFEST).write_text(json.dumps({"step": step, "files": manifest}, indent=1))
+    _sync(aside / MANIFEST)
+    shutil.rmtree(final, ignore_errors=True)
+    aside.rename(final)
+    _sync(root)
+    for old in steps(root)[:-keep]:
+        shutil.rmtree(root / f"step_{old}")
+    return final
+
+
+def steps(root: Path) -> list[int]:
+    """Steps of the committed checkpoints, ascending."""
+    return sorted(int(path.name.removeprefix("step_")) for path in root.glob("step_*"))
+
+
+def newest(root: Path) -> Path | None:
+    """The newest checkpoint, verified; None if there is none. Raises CheckpointError if it does not verify."""
+    if not (found := steps(root)):
+        return None
+    path = root / f"step_{found[-1]}"
+    verify(path)
+    return path
+
+
+def verify(path: Path) -> None:
+    """Raises CheckpointError unless every file of the manifest is there, unchanged."""
+    if not (path / MANIFEST).is_file():
+        raise CheckpointError(f"{path}: no {MANIFEST}; it is not a finished checkpoint. Remove it and resume again.")
+    for name, want in json.loads((path / MANIFEST).read_text())["files"].items():
+        file = path / name
+        if not file.is_file() or _digest(file) != want["sha256"]:
+            what = "is missing" if not file.is_file() else "has changed"
+            raise CheckpointError(
+                f"{path}: {name} {what}. To resume from the checkpoint before it, remove this directory."
+            )
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The driver's state in a verified checkpoint."""
+    return read_json(path / STATE)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a checkpoint."""
+    return json.loads(path.read_text())
+
+
+def _describe(file: Path) -> dict[str, Any]:
+    _sync(file)
+    return {"bytes": file.stat().st_size, "sha256": _digest(file)}
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

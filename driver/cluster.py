@@ -1,0 +1,152 @@
+"""The Ray side of a run: starts or joins Ray, makes the role actors, calls them, and leaves nothing behind.
+
+Owned by launch.py; the only importer of ray. Roles are plain classes; here they become named Ray actors. Every call has a
+deadline and a name, so that an error or a silence says whose it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any, cast
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from actors.worker import ActorWorker
+from common.config import Config
+from learner.worker import LearnerWorker
+from rewarder.worker import RewarderWorker
+
+NAMESPACE = "iter-rlhf"
+
+
+class RoleError(RuntimeError):
+    """A role that died, hung or failed; says which and what it was doing."""
+
+
+class Cluster:
+    """Handles of all roles of one run."""
+
+    def __init__(self, config: Config):
+        self._config = config
+        self.learners: list[ActorHandle] = []
+        self.actors: list[ActorHandle] = []
+        self.rewarders: list[ActorHandle] = []
+        self._names: dict[ActorHandle, str] = {}
+
+    def start(self) -> str | None:
+        """Starts Ray on this machine, or joins cluster.address; returns the dashboard's URL if there is one."""
+        cluster = self._config.cluster
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        shared: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
+        if cluster.address is None:
+            context = ray.init(include_dashboard=cluster.dashboard, **shared)
+        else:
+            context = ray.init(address=cluster.address, **shared)
+        return cast("str | None", context.dashboard_url) or None
+
+    def make_learners(self) -> None:
+        """Makes the learner ranks and joins them in one process group."""
+        learner = self._config.learner
+        for rank in range(learner.ranks):
+            arguments = (rank, self._config)
+            self.learners.append(self._make(LearnerWorker, f"learner-{rank}", learner.gpus, learner.threads, arguments))
+        host, port = self.call(self.learners[0], "address")
+        self.call_all(self.learners, "connect", host, port)
+
+    def make_actors(self, model: str) -> list[ray.ObjectRef]:
+        """Makes the rollout actors on a model's architecture and begins starting their engines; wait on what it returns."""
+        config = self._config
+        for index in range(config.actors.num):
+            name = f"actor-{index}"
+            arguments = (name, model, config.policy, config.actors, config.data.max_prompt_tokens, config.run.seed)
+            gpus = config.actors.gpus
+            self.actors.append(self._make(ActorWorker, name, gpus, config.actors.threads, arguments))
+        return [actor.start.remote() for actor in self.actors]
+
+    def make_rewarders(self) -> None:
+        config = self._config
+        device = "cuda" if config.rewarder.gpus else "cpu"
+        for index in range(config.rewarder.num):
+            name = f"rewarder-{index}"
+            arguments = (name, config.rewarder, config.aggregation, device)
+            gpus = config.rewarder.gpus
+            self.rewarders.append(self._make(RewarderWorker, name, gpus, config.rewarder.threads, arguments))
+
+    def call(self, role: ActorHandle, method: str, *arguments: object, timeout_s: float | None = None) -> Any:
+        """Calls one role and waits for its answer."""
+        return self.wait(getattr(role, method).remote(*arguments), self._names[role], method, timeout_s)
+
+    def call_all(
+        self, roles: Sequence[ActorHandle], method: str, *arguments: object, timeout_s: float | None = None
+    ) -> list[Any]:
+        """Calls all roles at once with the same arguments and waits for every answer."""
+        pending = [getattr(role, method).remote(*arguments) for role in roles]
+        answers = zip(roles, pending, strict=True)
+        return [self.wait(answer, self._names[role], method, timeout_s) for role, answer in answers]
+
+    def scatter(self, roles: Sequence[ActorHandle], method: str, arguments: Sequence[tuple[object, ...]]) -> list[Any]:
+        """Calls with one argument tuple each, dealt to the roles in turn; answers in the order of the tuples."""
+        pending = [
+            (roles[i % len(roles)], getattr(roles[i % len(roles)], method).remote(*values))
+            for i, values in enumerate(arguments)
+        ]
+        return [self.wait(answer, self._names[role], method, None) for role, answer in pending]
+
+    def put(self, value: object) -> ray.ObjectRef:
+        """Stores a value once, for calls to many roles (inside a call it arrives as the value)."""
+        return ray.put(value)
+
+    def poll(self, answer: ray.ObjectRef, timeout_s: float) -> bool:
+        """Whether an answer has come within timeout_s."""
+        return bool(ray.wait([answer], timeout=timeout_s)[0])
+
+    def wait(self, answer: ray.ObjectRef, name: str, method: str, timeout_s: float | None) -> Any:
+        """The answer, or RoleError naming the role and what it was asked."""
+        limit = timeout_s or self._config.cluster.call_timeout_s
+        try:
+            return ray.get(answer, timeout=limit)
+        except GetTimeoutError as error:
+            raise RoleError(
+                f"{name} did not answer {method} within {limit:.0f} s; its log is in {log_dir()}"
+            ) from error
+        except RayTaskError as error:
+            raise RoleError(f"{name} failed in {method}: {_last_line(error)}") from error
+        except RayActorError as error:
+            raise RoleError(f"{name} died during {method}; its log is in {log_dir()}: {_last_line(error)}") from error
+
+    def close(self) -> None:
+        """Stops every role and, if this run started it, Ray."""
+        if not ray.is_initialized():
+            return
+        for actor in self.actors:
+            ray.wait([actor.stop.remote()], timeout=10)
+        for role in self._names:
+            ray.kill(role)
+        ray.shutdown()
+
+    def _make(self, role: type, name: str, gpus: float, threads: int, arguments: tuple[object, ...]) -> ActorHandle:
+        environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        options = {
+            "name": f"{self._config.run.name}-{name}",
+            "num_gpus": gpus,
+            "num_cpus": threads if self._config.cluster.address else 0,
+            "max_concurrency": 16 if role is ActorWorker else 4,
+            "runtime_env": {"env_vars": environment},
+        }
+        handle: Any = ray.remote(role).options(**options).remote(*arguments)
+        self._names[handle] = name
+        return handle
+
+
+def log_dir() -> str:
+    """Where Ray keeps the roles' logs on each node."""
+    return f"{ray.get_runtime_context().get_session_name()} under Ray's temporary directory, logs/"
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[-1]

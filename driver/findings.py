@@ -1,0 +1,25 @@
+"""What a preflight finds: problems, which stop a run, and notes, which do not. Filled by the checks in driver/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """Collected rather than raised, so that the user sees every problem at once."""
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def problem(self, text: str) -> None:
+        self.problems.append(text)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def first_line(error: BaseException) -> str:
+    """An error's kind and the first line of its message: enough for a list of problems."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,252 @@
+"""The loop of iterative RLHF: the driver is the only caller, roles meet in records and weights.
+
+    for each iteration: references pass, then for each step
+
+        admit slots (window) -> actors sample -> rewarders score -> learner trains -> weights published and verified
+
+Owned by driver/stages.py (stage iterate). Slots, steps and the window are defined in common/ledger.py; with max_staleness 0
+the parts take turns, with 1 the actors sample the next step while the learner trains this one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from actors.prompts import shard
+from common.address import QueueAddress
+from common.config import Config
+from common.ledger import Ledger, window_end
+from common.metrics import StepLog, step_names
+from common.queue import Queue
+from common.types import FloatArray, Prompt
+from driver import checkpoint
+from driver.cluster import Cluster
+from driver.evaluation import judge_policy
+from driver.progress import say
+from driver.publish import Publisher
+from driver.references import load_references, references_key, sample_references
+
+COLLECT_S = 1.0
+HEALTH_EVERY_S = 5.0
+
+
+@dataclass
+class LoopState:
+    """Where the loop is; part of every checkpoint. first_slot is the current iteration's."""
+
+    step: int = 0
+    iteration: int = 0
+    first_slot: int = 0
+    ended: int = 0
+    dropped: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Paths:
+    """What stage iterate reads and writes."""
+
+    run: Path
+    anchor: Path
+    reward_model: Path
+
+
+class Loop:
+    """One run of stage iterate."""
+
+    def __init__(
+        self, config: Config, cluster: Cluster, queue: Queue, address: QueueAddress, paths: Paths, prompts: list[Prompt]
+    ):
+        self._config, self._cluster, self._queue, self._address, self._paths = config, cluster, queue, address, paths
+        self._prompts = prompts
+        self._publisher = Publisher(cluster, paths.anchor, prompts, config.actors.sync_tolerance)
+        names = step_names(config.rewarder.objectives)
+        self._metrics = StepLog(paths.run / "metrics.jsonl", names)
+        self._samples = StepLog(paths.run / "samples.jsonl")
+        self._checkpoints = paths.run / "checkpoints"
+        self._state, self._admitted, self._tokens = LoopState(), 0, (0.0, 0.0)
+        self._sync_difference = 0.0
+
+    def run(self, eval_prompts: Sequence[Prompt]) -> LoopState:
+        """Runs from the newest checkpoint, or from the anchor, to the end of the last iteration."""
+        self._eval_prompts = eval_prompts
+        resumed = self._start()
+        config = self._config.iteration
+        while self._state.iteration < config.num:
+            self._start_iteration(fresh=not resumed)
+            while self._state.step < (self._state.iteration + 1) * config.steps:
+                self._step()
+            self._end_iteration()
+            resumed = False
+        return self._state
+
+    # ---- parts of an iteration ----------------------------------------------------------------------------------------
+
+    def _start(self) -> bool:
+        found = checkpoint.newest(self._checkpoints)
+        if found is not None:
+            saved = checkpoint.read_state(found)
+            self._state = LoopState(**{**saved, "dropped": {int(k): v for k, v in saved["dropped"].items()}})
+            say(f"resuming from {found.name}")
+        self._metrics.cut(self._state.step if found else -1)
+        self._samples.cut(self._state.step if found else -1)
+        arguments = (str(self._paths.anchor), self._address, str(found) if found else None)
+        self._cluster.call_all(self._cluster.learners, "start_policy", *arguments)
+        self._cluster.call_all(self._cluster.rewarders, "serve", self._address)
+        per_actor = -(-self._config.learner.groups_per_step // self._config.actors.num)
+        self._cluster.call_all(self._cluster.actors, "connect", self._address, per_actor)
+        self._admitted = self._lowest_open_slot()
+        return found is not None and self._state.step > self._state.iteration * self._config.iteration.steps
+
+    def _start_iteration(self, fresh: bool) -> None:
+        state, config = self._state, self._config
+        say(f"iteration {state.iteration + 1}/{config.iteration.num}")
+        if fresh:
+            state.first_slot = self._lowest_open_slot()
+        part = shard(self._prompts, state.iteration, config.iteration.num, config.run.seed)[: self._shard_size()]
+        references, key = self._references(part)
+        self._cluster.call_all(self._cluster.rewarders, "set_references", references, key)
+        self._cluster.call_all(self._cluster.actors, "set_iteration", self._cluster.put(part), state.first_slot)
+        if fresh and state.iteration > 0 and config.iteration.policy_start == "reset":
+            self._cluster.call_all(self._cluster.learners, "reset_policy", str(self._paths.anchor))
+        self._sync_difference = self._publisher.policy(state.step).max_logprob_diff
+        if state.step == 0:
+            gold = judge_policy(self._cluster, config, self._eval_prompts, 0, self._paths.run / "evaluations")
+            self._metrics.write(0, {"gold/mean": gold, "sync/max_logprob_diff": self._sync_difference, "rm/version": 0})
+            _say_gold(0, gold)
+
+    def _step(self) -> None:
+        state, started = self._state, time.monotonic()
+        self._await_batch()
+        waited = time.monotonic()
+        results = self._cluster.call_all(self._cluster.learners, "train", state.step + 1)
+        trained = time.monotonic()
+        state.step += 1
+        status = self._cluster.call_all(self._cluster.learners, "collect", 0.0)[0]
+        self._sync_difference = self._publisher.policy(state.step).max_logprob_diff
+        published = time.monotonic()
+        state.ended, state.dropped = status.ended, status.dropped
+        self._admit()
+        last_of_iteration = state.step == (state.iteration + 1) * self._config.iteration.steps
+        gold = self._gold() if last_of_iteration else None
+        if state.step % self._config.checkpoint.every_steps == 0 and not last_of_iteration:
+            self._checkpoint()
+        saved = time.monotonic()
+        times = {"wait": waited - started, "train": trained - waited, "publish": published - trained}
+        times |= {"checkpoint": saved - published, "step": saved - started}
+        self._log(results[0].metrics, results[0].samples, times, gold)
+
+    def _end_iteration(self) -> None:
+        self._state.iteration += 1
+        self._checkpoint()
+
+    # ---- slots --------------------------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Admits what the window and the iteration's end allow; a dropped slot makes room for one more."""
+        state, config = self._state, self._config
+        dropped = sum(slot >= state.first_slot for slot in state.dropped)
+        steps_before = state.iteration * config.iteration.steps
+        last = state.first_slot + config.iteration.steps * config.learner.groups_per_step + dropped
+        assert state.step >= steps_before, "an iteration's steps follow those of the one before"
+        end = min(window_end(state.ended, config.iteration.max_staleness, config.learner.groups_per_step), last)
+        if end > self._admitted:
+            self._queue.admit(range(self._admitted, end))
+            self._admitted = end
+
+    def _await_batch(self) -> None:
+        asked = time.monotonic()
+        self._admit()
+        while True:
+            statuses = self._cluster.call_all(self._cluster.learners, "collect", COLLECT_S)
+            if all(status.ready for status in statuses):
+                return
+            if len(statuses[0].dropped) > len(self._state.dropped):
+                self._state.ended += len(statuses[0].dropped) - len(self._state.dropped)
+                self._state.dropped = statuses[0].dropped
+                self._admit()
+            if time.monotonic() - asked > HEALTH_EVERY_S:
+                asked = time.monotonic()
+                self._check_health()
+
+    def _check_health(self) -> tuple[float, float]:
+        self._cluster.call_all(self._cluster.rewarders, "health", timeout_s=60)
+        answers = self._cluster.call_all(self._cluster.actors, "health", timeout_s=60)
+        return sum(answer["tokens"] for answer in answers), sum(answer["busy_s"] for answer in answers)
+
+    def _lowest_open_slot(self) -> int:
+        return int(self._cluster.call_all(self._cluster.learners, "collect", 0.0)[0].next_slot)
+
+    def audit(self) -> list[str]:
+        """Violations of the ledger's law, in the newest checkpoint; [] when every admitted slot is accounted for."""
+        found = checkpoint.newest(self._checkpoints)
+        if found is None:
+            return ["there is no checkpoint to audit"]
+        ledger = Ledger.from_dict(checkpoint.read_json(found / "learner.json")["ledger"])
+        return ledger.audit(self._admitted, self._queue.slots_in_flight())
+
+    def summary(self) -> str:
+        """Trained and dropped slots, for people."""
+        dropped = len(self._state.dropped)
+        return f"{self._state.ended - dropped} trained, {dropped} dropped"
+
+    # ---- records ------------------------------------------------------------------------------------------------------
+
+    def _references(self, part: Sequence[Prompt]) -> tuple[dict[str, FloatArray], str]:
+        directory = self._paths.run / "references"
+        key = references_key(self._config, part, self._paths.anchor, self._paths.reward_model)
+        kept = load_references(directory, key)
+        if kept is not None:
+            return kept, key
+        return sample_references(self._cluster, self._publisher, self._config, part, directory, key), key
+
+    def _shard_size(self) -> int:
+        """Prompts of one iteration: no more than it has slots."""
+        return self._config.iteration.steps * self._config.learner.groups_per_step
+
+    def _gold(self) -> float | None:
+        step, directory = self._state.step, self._paths.run / "evaluations"
+        gold = judge_policy(self._cluster, self._config, self._eval_prompts, step, directory)
+        _say_gold(step, gold)
+        return gold
+
+    def _checkpoint(self) -> None:
+        def write(directory: Path) -> None:
+            self._cluster.call_all(self._cluster.learners, "save", str(directory.resolve()))
+
+        keep = self._config.checkpoint.keep
+        state: dict[str, Any] = asdict(self._state)
+        checkpoint.write_checkpoint(self._checkpoints, self._state.step, state, write, keep)
+        oldest = self._checkpoints / f"step_{checkpoint.steps(self._checkpoints)[0]}"
+        cursor = checkpoint.read_json(oldest / "learner.json")["ledger"]["cursor"]
+        self._queue.trim_scored(cursor)
+
+    def _log(
+        self, metrics: dict[str, float], samples: list[dict[str, object]], times: dict[str, float], gold: float | None
+    ) -> None:
+        tokens, busy = self._check_health()
+        speed = (tokens - self._tokens[0]) / max(busy - self._tokens[1], 1e-9)
+        self._tokens = (tokens, busy)
+        depths = {f"queue/{name}": depth for name, depth in self._queue.depths().items()}
+        named = {f"time/{part}_s": seconds for part, seconds in times.items()}
+        extra = {"gold/mean": gold, "sync/max_logprob_diff": self._sync_difference, "rollout/tokens_per_s": speed}
+        self._metrics.write(self._state.step, {**metrics, **depths, **extra, **named})
+        for sample in samples:
+            self._samples.write(self._state.step, sample)
+        self._say_step(metrics, times["step"])
+
+    def _say_step(self, metrics: dict[str, float], seconds: float) -> None:
+        total = self._config.iteration.num * self._config.iteration.steps
+        say(
+            f"  step {self._state.step}/{total}  reward {metrics['reward/mean']:+.3f}  "
+            f"kl {metrics['policy/kl_sequence']:.2f} nats  entropy {metrics['policy/entropy']:.2f}  "
+            f"tokens {metrics['rollout/response_tokens']:.1f}  sync {self._sync_difference:.1e}  {seconds:.2f} s"
+        )
+
+
+def _say_gold(step: int, gold: float | None) -> None:
+    if gold is not None:
+        say(f"  gold after step {step}: {gold:.3f}")

@@ -1,0 +1,45 @@
+"""What a person sees while a run works: one line per event, with counts, values and the time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+
+EVERY_S = 5.0
+
+
+def say(text: str) -> None:
+    """Prints a line at once."""
+    print(text, flush=True)
+
+
+class Progress:
+    """Prints how far something is, at most once in EVERY_S seconds and when it is done."""
+
+    def __init__(self, what: str, total: int, unit: str):
+        self._what, self._total, self._unit = what, total, unit
+        self._done, self._started, self._printed = 0, time.monotonic(), time.monotonic()
+
+    def advance(self, count: int, values: Mapping[str, float] | None = None) -> None:
+        self.reach(self._done + count, values)
+
+    def reach(self, done: int, values: Mapping[str, float] | None = None) -> None:
+        """Says that `done` of the total are done."""
+        self._done = done
+        now = time.monotonic()
+        if done < self._total and now - self._printed < EVERY_S:
+            return
+        self._printed = now
+        elapsed = now - self._started
+        left = (
+            f"{elapsed:.0f} s" if done >= self._total else f"{elapsed / max(done, 1) * (self._total - done):.0f} s left"
+        )
+        shown = "".join(f"  {name} {value:.4g}" for name, value in (values or {}).items())
+        say(f"  {self._what}: {done}/{self._total} {self._unit}, {left}{shown}")
+
+
+def fail(problems: str, code: int = 2) -> None:
+    """Prints errors to stderr and ends the process."""
+    print(problems, file=sys.stderr, flush=True)
+    raise SystemExit(code)

@@ -1,0 +1,176 @@
+"""The report's curves: a card for each thing to watch over the steps, its caption saying what healthy looks like.
+
+Called by driver/report.py with a run's records; returns the HTML of the section.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from driver.report_charts import STACK, Scale, Steps, interval_chart, line_chart, stacked_chart, two_line_charts
+from driver.report_data import RunFiles
+from driver.report_html import first_to_last, number, safe, section
+
+LOWEST_DRAWN = 1e-8  # float32 resolves about 1e-7; an exact 0 has no place on a log axis
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A card with one line: the step line's name, its title, unit, caption and colour."""
+
+    name: str
+    title: str
+    unit: str
+    caption: str
+    colour: str = "blue"
+
+
+REWARD = Curve(
+    "reward/mean",
+    "Reward",
+    "transformed",
+    "What the policy is trained on. 0 is the ceiling; dotted: log \N{VULGAR FRACTION ONE HALF}, as good as the "
+    "reference policy's better samples. Healthy: rises, then flattens.",
+)
+PLAIN = (
+    Curve(
+        "reward/gated_score",
+        "Gated score",
+        "proxy",
+        "The reward model's raw scores weighted by its gate, before the transform. Healthy: gold (next chart) rises "
+        "with it; if gold turns down first, the policy is gaming the reward model.",
+    ),
+    Curve(
+        "policy/kl_sequence",
+        "KL to the reference",
+        "nats per response",
+        "How far the policy has moved from where it started. Healthy: grows slowly; a jump means instability, and "
+        "much KL for little gold means over-optimisation.",
+        "purple",
+    ),
+    Curve(
+        "policy/entropy",
+        "Entropy",
+        "nats per token",
+        "How undecided the policy is at each token. Healthy: falls gently; near 0 it says the same thing every time "
+        "and can learn no more.",
+        "purple",
+    ),
+    Curve(
+        "reward/group_std",
+        "Spread in a group",
+        "reward SD",
+        "How much the responses to one prompt differ in reward: the signal there is to learn from. Healthy: well "
+        "above 0.",
+    ),
+    Curve(
+        "policy/grad_norm",
+        "Gradient norm",
+        "before clipping",
+        "The size of the update that the optimizer was asked for. Healthy: level; spikes precede trouble.",
+        "purple",
+    ),
+    Curve(
+        "rollout/tokens_per_s",
+        "Sampling speed",
+        "tokens/s",
+        "Tokens sampled by all engines per second that they were busy. Healthy: level, or changing with response "
+        "length.",
+        "muted",
+    ),
+)
+
+
+def curves_section(run: RunFiles, steps: Steps) -> str:
+    intro = (
+        "One point is one step: a new policy version. Vertical lines are the borders of iterations. Where a line is "
+        "noisy, the faint one is each step and the bold one the mean of the 5 steps around it. Numbers are the "
+        "first and last step's. Blue is the reward model's view, green the judge's, purple the policy, grey the "
+        "machinery."
+    )
+    plain = {curve.name: _plain(run, steps, curve, Scale(smooth=True)) for curve in PLAIN}
+    reward = _plain(run, steps, REWARD, Scale(smooth=True, level=math.log(0.5)))
+    cards = [reward, plain["reward/gated_score"], _gold_card(run, steps)]
+    cards += [plain["policy/kl_sequence"], plain["policy/entropy"], plain["reward/group_std"]]
+    cards += [_length_card(run, steps), plain["policy/grad_norm"], _sync_card(run, steps)]
+    cards += [_staleness_card(run, steps), plain["rollout/tokens_per_s"], _time_card(run, steps)]
+    return section("curves", "Curves", intro, f'<div class="grid">{"".join(cards)}</div>')
+
+
+def _card(title: str, unit: str, values: str, chart: str, caption: str, legend: str = "") -> str:
+    head = f"<header><h3>{title} <span class='unit'>{unit}</span></h3><span class='unit'>{values}</span></header>"
+    return f"<figure>{head}{legend}{chart}<figcaption>{caption}</figcaption></figure>\n"
+
+
+def _plain(run: RunFiles, steps: Steps, curve: Curve, scale: Scale) -> str:
+    values = run.series(curve.name)
+    chart = line_chart(steps, values, curve.colour, scale, f"{curve.title} over steps")
+    return _card(curve.title, curve.unit, first_to_last(values), chart, curve.caption)
+
+
+def _gold_card(run: RunFiles, steps: Steps) -> str:
+    judged = [gold for gold in run.golds if gold.step is not None]
+    ideal = next((gold.gold.mean for gold in run.golds if gold.step is None), math.nan)
+    at, points = [float(gold.step or 0) for gold in judged], [gold.gold for gold in judged]
+    caption = "The judge's mean on held-out prompts, with 95 % intervals. Healthy: rises with the gated score."
+    caption += f" Dotted: the scripted ideal, {number(ideal)}." if math.isfinite(ideal) else ""
+    chart = interval_chart(steps, at, points, ideal, "Gold over steps")
+    return _card("Gold", "judge", first_to_last([point.mean for point in points]), chart, caption)
+
+
+def _length_card(run: RunFiles, steps: Steps) -> str:
+    tokens, truncated = run.series("rollout/response_tokens"), run.series("rollout/truncated_frac")
+    chart = two_line_charts(steps, tokens, truncated, "Response tokens and truncated share over steps")
+    known = [value for value in truncated if math.isfinite(value)]
+    share = f", {100 * sum(known) / len(known):.2g} % over the run" if known else ""
+    legend = _legend([("purple", "mean tokens"), ("orange", f"share truncated{share}")])
+    caption = (
+        "Length, and the share of responses cut off at the limit. Healthy: no drift that the task does not ask for, "
+        "few cut off; steady growth often means that the reward model likes length."
+    )
+    return _card("Response length", "tokens", first_to_last(tokens), chart, caption, legend)
+
+
+def _sync_card(run: RunFiles, steps: Steps) -> str:
+    measured, tolerance = run.series("sync/max_logprob_diff"), run.settings.sync_tolerance
+    values = [max(value, LOWEST_DRAWN) for value in measured]
+    scale = Scale(log=True, level=tolerance)
+    chart = line_chart(steps, values, "muted", scale, "Largest log-prob difference after each weight update")
+    known = f" Dotted: the tolerance, {number(tolerance)}." if math.isfinite(tolerance) else ""
+    caption = (
+        "Largest difference between the engines' and the learner's log-probs on a probe, after each weight update: "
+        f"proof that the engines have the new weights. Healthy: far below the tolerance.{known}"
+    )
+    return _card("Weight sync", "nats, log scale", first_to_last(measured), chart, caption)
+
+
+def _staleness_card(run: RunFiles, steps: Steps) -> str:
+    values, limit = run.series("staleness/mean"), run.settings.max_staleness
+    high = 1.2 * max(value for value in (*values, limit, 0.8) if math.isfinite(value))
+    chart = line_chart(steps, values, "muted", Scale(low=-0.06 * high, high=high, level=limit), "Staleness over steps")
+    known = f" Dotted: the limit, {number(limit)}." if math.isfinite(limit) else ""
+    caption = (
+        "How many versions old the policy was that sampled what the step trained on. Healthy: at most the "
+        f"limit.{known}"
+    )
+    return _card("Staleness", "policy versions, mean", first_to_last(values), chart, caption)
+
+
+def _time_card(run: RunFiles, steps: Steps) -> str:
+    names = [name for name in run.names("time/") if name != "time/step_s"]
+    parts = [run.series(name) for name in names]
+    words = [name.removeprefix("time/").removesuffix("_s") for name in names]
+    legend = _legend([(STACK[at % len(STACK)], safe(word)) for at, word in enumerate(words)])
+    chart = stacked_chart(steps, parts, "Seconds of each step by part")
+    caption = (
+        "Where a step's seconds go: wait is sampling and scoring, publish the new weights, checkpoint also the "
+        "judging at the end of an iteration. Healthy: level; the largest part is what to speed up."
+    )
+    return _card("Time", "s per step", first_to_last(run.series("time/step_s")), chart, caption, legend)
+
+
+def _legend(entries: Sequence[tuple[str, str]]) -> str:
+    items = (f'<span><i class="swatch stroke-{colour}"></i>{name}</span>' for colour, name in entries)
+    return f'<div class="legend">{"".join(items)}</div>'

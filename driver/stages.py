@@ -1,0 +1,317 @@
+"""The stages of a run, in order; each a function of the run's context that reads and writes the run's directory.
+
+    sft -> collect -> reward_model -> iterate -> evaluate -> export -> report
+
+A finished stage leaves `stages/<name>.json` with the hash of what it depended on; a resumed run skips it if the hash still
+matches and stops if it does not. Called by launch.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from actors.prompts import tokenize_prompts
+from common.address import QueueAddress
+from common.config import Config
+from common.data import read_prompts, write_jsonl
+from common.judge import JudgeItem, Labels, load_function
+from common.queue import Queue
+from common.redis_server import EmbeddedRedis
+from common.types import Prompt
+from driver import checkpoint
+from driver.cluster import Cluster
+from driver.evaluation import format_table, gold_table
+from driver.loop import Loop, Paths
+from driver.progress import Progress, say
+from driver.publish import Publisher
+from driver.references import sample_prompts
+from driver.report import write_report
+from learner.worker import Progress as LearnerProgress
+
+POLL_S = 0.5
+ROLE_STAGES = {"sft", "collect", "reward_model", "iterate", "export"}
+
+
+class StageError(RuntimeError):
+    """A stage that cannot run or be skipped; says what to do."""
+
+
+@dataclass
+class Run:
+    """What the stages share. Roles are made once, at the first stage that needs them."""
+
+    config: Config
+    cluster: Cluster
+    directory: Path
+    password: str | None
+    cleanup: ExitStack
+    engines: list[Any] = field(default_factory=list)
+    policy_loaded: bool = False
+
+    @property
+    def anchor(self) -> Path:
+        """The SFT policy: made by stage sft, or policy.model itself."""
+        made = self.directory / "sft"
+        if "sft" in self.config.stages:
+            return made
+        assert self.config.policy.model is not None, "the preflight asks for a policy"
+        return Path(self.config.policy.model)
+
+    @property
+    def reward_model(self) -> Path:
+        if "reward_model" in self.config.stages:
+            return self.directory / "rm" / "version_0"
+        assert self.config.rewarder.model is not None, "the preflight asks for a reward model"
+        return Path(self.config.rewarder.model)
+
+    def prompts(self, source: str, limit: int | None = None) -> list[Prompt]:
+        """A prompt file through the policy's chat template."""
+        assert self.config.policy.model is not None, "the preflight asks for a policy"
+        tokenizer = AutoTokenizer.from_pretrained(self.config.policy.model, revision=self.config.policy.revision)
+        rows, data = read_prompts(source, limit), self.config.data
+        prompts, skipped = tokenize_prompts(rows, tokenizer, data.max_prompt_tokens, data.long_prompts)
+        if skipped:
+            say(f"  {source}: {skipped} of {len(rows)} prompts skipped, longer than {data.max_prompt_tokens} tokens")
+        return prompts
+
+    def await_engines(self) -> None:
+        """Waits until every engine has started."""
+        for index, answer in enumerate(self.engines):
+            self.cluster.wait(answer, f"actor-{index}", "start", self.config.cluster.start_timeout_s)
+        self.engines.clear()
+
+
+def run_stages(
+    config: Config, stages: Sequence[str], cluster: Cluster, password: str | None, cleanup: ExitStack
+) -> None:
+    """Runs the stages in order, skipping those that are finished."""
+    run = Run(config, cluster, config.run_dir, password, cleanup)
+    todo = [stage for stage in stages if not _finished(run, stage)]
+    if ROLE_STAGES & set(todo):
+        _make_roles(run, todo)
+    for stage in todo:
+        started = time.monotonic()
+        say(f"stage {stage}")
+        STAGES[stage](run)
+        _record(run, stage)
+        say(f"stage {stage} done in {time.monotonic() - started:.0f} s")
+
+
+def _make_roles(run: Run, todo: Sequence[str]) -> None:
+    model = run.config.policy.model
+    assert model is not None, "the preflight asks for a policy"
+    url = run.cluster.start()
+    say(f"Ray dashboard: http://{url}" if url else "Ray dashboard: off (cluster.dashboard)")
+    if {"collect", "iterate"} & set(todo):
+        run.engines = run.cluster.make_actors(model)
+    if "iterate" in todo:
+        run.cluster.make_rewarders()
+    run.cluster.make_learners()
+
+
+# ---- stages -----------------------------------------------------------------------------------------------------------
+
+
+def run_sft(run: Run) -> None:
+    metrics = _on_learners(run, "sft", run.config.policy.model, str((run.directory / "sft").resolve()))
+    say(f"  loss {metrics['sft/first_loss']:.3f} -> {metrics['sft/last_loss']:.3f} nats per token")
+
+
+def run_collect(run: Run) -> None:
+    """Samples the SFT policy on the first judge.collect_prompts prompts and has the labeler rate and compare them."""
+    judge, data = run.config.judge, run.config.data
+    assert judge.labeler is not None and data.prompts is not None, "the preflight asks for both"
+    prompts = run.prompts(data.prompts, judge.collect_prompts or None)
+    run.cluster.call_all(run.cluster.learners, "load_anchor", str(run.anchor.resolve()))
+    run.await_engines()
+    Publisher(run.cluster, run.anchor, prompts, run.config.actors.sync_tolerance).anchor()
+    sampled = sample_prompts(run.cluster, prompts, judge.collect_responses, run.config.run.seed, "collect")
+    ratings: list[dict[str, object]] = []
+    pairs: list[dict[str, object]] = []
+    label: Callable[[list[JudgeItem], int], Labels] = load_function(judge.labeler)
+    for index, (prompt, rollouts) in enumerate(zip(prompts, sampled, strict=True)):
+        items = [JudgeItem(prompt.messages, prompt.meta, r.response, r.finish_reason) for r in rollouts]
+        labels = label(items, run.config.run.seed * 1_000_003 + index)
+        turns = [asdict(message) for message in prompt.messages]
+        rated = zip(items, labels.ratings, strict=True)
+        ratings += [{"prompt": turns, "response": item.response, "scores": scores} for item, scores in rated]
+        pairs += [
+            {"prompt": turns, "chosen": items[a].response, "rejected": items[b].response} for a, b in labels.pairs
+        ]
+    write_jsonl(_collected(run, "ratings"), ratings)
+    write_jsonl(_collected(run, "preferences"), pairs)
+    say(f"  {len(ratings)} rated responses and {len(pairs)} preference pairs of {len(prompts)} prompts")
+
+
+def run_reward_model(run: Run) -> None:
+    data, collected = run.config.data, "collect" in run.config.stages
+    ratings = str(_collected(run, "ratings")) if collected else data.ratings
+    pairs = str(_collected(run, "preferences")) if collected else data.preferences
+    target = run.directory / "rm" / "version_0"
+    report = _on_learners(run, "reward_model", str(run.anchor.resolve()), ratings, pairs, str(target.resolve()))
+    say(
+        f"  held-out pair accuracy {report['rm/pair_accuracy']:.3f} (uniform gate "
+        f"{report['rm/pair_accuracy_uniform_gate']:.3f}, {report['rm/held_out_pairs']:.0f} pairs)"
+    )
+
+
+def run_iterate(run: Run) -> None:
+    config, data = run.config, run.config.data
+    assert data.prompts is not None, "the preflight asks for prompts"
+    prompts = run.prompts(data.prompts)
+    held_out = run.prompts(data.eval_prompts, config.evaluate.prompts) if data.eval_prompts else []
+    queue, address = _open_queue(run)
+    run.await_engines()
+    model = str(run.reward_model.resolve()) if run.reward_model.is_dir() else str(run.reward_model)
+    run.cluster.call_all(run.cluster.rewarders, "load", model, config.rewarder.revision)
+    paths = Paths(run.directory, run.anchor.resolve(), Path(model))
+    loop = Loop(config, run.cluster, queue, address, paths, prompts)
+    loop.run(held_out)
+    run.policy_loaded = True
+    if problems := loop.audit():
+        raise StageError("the ledger does not add up:\n" + "\n".join(problems))
+    say(f"  ledger: every slot ended once ({loop.summary()})")
+
+
+def run_evaluate(run: Run) -> None:
+    """The gold table, from the rows that the loop judged."""
+    ideal = _ideal_golds(run)
+    table = gold_table(run.config, run.directory / "evaluations", ideal)
+    (run.directory / "evaluation.json").write_text(json.dumps(table, indent=1))
+    say(format_table(table) if table else "  no judge.function or no data.eval_prompts: nothing was judged")
+
+
+def run_export(run: Run) -> None:
+    if not run.policy_loaded:
+        queue, address = _open_queue(run)
+        queue.close()
+        found = checkpoint.newest(run.directory / "checkpoints")
+        if found is None:
+            raise StageError("there is no checkpoint to export; run stage iterate first")
+        run.cluster.call_all(
+            run.cluster.learners, "start_policy", str(run.anchor.resolve()), address, str(found.resolve())
+        )
+    target = run.directory / "export" / "policy"
+    run.cluster.call_all(run.cluster.learners, "export", str(target.resolve()))
+    say(f"  policy: {target}")
+    say(f"  reward model: {run.reward_model}")
+
+
+def run_report(run: Run) -> None:
+    say(f"  {write_report(run.directory, run.config.rewarder.objectives)}")
+
+
+STAGES: dict[str, Callable[[Run], None]] = {
+    "sft": run_sft,
+    "collect": run_collect,
+    "reward_model": run_reward_model,
+    "iterate": run_iterate,
+    "evaluate": run_evaluate,
+    "export": run_export,
+    "report": run_report,
+}
+
+# What a stage depends on: sections of the configuration, and files of the data section.
+SECTIONS = {
+    "sft": (("policy",), ("demonstrations",)),
+    "collect": (("policy", "judge"), ("prompts",)),
+    "reward_model": (("policy", "rewarder", "aggregation"), ("ratings", "preferences")),
+    "iterate": (("policy", "rewarder", "aggregation", "learner", "iteration", "actors"), ("prompts", "eval_prompts")),
+    "evaluate": (("evaluate",), ()),
+    "export": ((), ()),
+    "report": (("report",), ()),
+}
+
+
+# ---- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def _on_learners(run: Run, method: str, *arguments: object) -> dict[str, float]:
+    """Calls a long method on every rank, showing rank 0's progress until all have answered; rank 0's answer."""
+    cluster, shown, progress = run.cluster, "", Progress("", 1, "")
+    pending = [getattr(learner, method).remote(*arguments) for learner in cluster.learners]
+    while not cluster.poll(pending[0], POLL_S):
+        now: LearnerProgress = cluster.call(cluster.learners[0], "progress")
+        if now.what != shown:
+            shown, progress = now.what, Progress(now.what, now.total, "steps")
+        progress.reach(now.done, now.values)
+    answers = [cluster.wait(answer, f"learner-{rank}", method, None) for rank, answer in enumerate(pending)]
+    return answers[0]
+
+
+def _open_queue(run: Run) -> tuple[Queue, QueueAddress]:
+    """The run's queue in a new incarnation; starts the embedded server where no redis.url is given."""
+    config = run.config
+    url, password = config.redis.url, run.password
+    if url is None:
+        server = EmbeddedRedis(run.directory / "redis")
+        server.start()
+        run.cleanup.callback(server.stop)
+        url, password = server.url, server.password
+    queue = Queue(url, password, config.run.name, config.redis)
+    run.cleanup.callback(queue.close)
+    incarnation = queue.begin()
+    if checkpoint.newest(run.directory / "checkpoints") is None:
+        queue.delete_run()
+        incarnation = queue.begin()
+    queue.reset_in_flight()
+    return queue, QueueAddress(url, password, config.run.name, config.redis, incarnation)
+
+
+def _collected(run: Run, name: str) -> Path:
+    (run.directory / "collected").mkdir(parents=True, exist_ok=True)
+    return run.directory / "collected" / f"{name}.jsonl"
+
+
+def _ideal_golds(run: Run) -> list[float]:
+    config = run.config
+    if config.judge.ideal is None or config.judge.function is None or config.data.eval_prompts is None:
+        return []
+    answer, judge = load_function(config.judge.ideal), load_function(config.judge.function)
+    rows = read_prompts(config.data.eval_prompts, config.evaluate.prompts)
+    items = [JudgeItem(row.messages, row.meta, answer(row.messages, row.meta), "stop") for row in rows]
+    return [judge(item)["gold"] for item in items]
+
+
+def _key(run: Run, stage: str) -> dict[str, str]:
+    """What a finished stage depended on: each section's and file's hash by name."""
+    sections, files = SECTIONS[stage]
+    key = {name: _hash(json.dumps(asdict(getattr(run.config, name)), sort_keys=True).encode()) for name in sections}
+    for name in files:
+        source = getattr(run.config.data, name)
+        if source is not None and Path(source).is_file():
+            key[f"data.{name}"] = _hash(Path(source).read_bytes())
+    return key
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _finished(run: Run, stage: str) -> bool:
+    path = run.directory / "stages" / f"{stage}.json"
+    if not path.is_file() or stage in ("evaluate", "report"):
+        return False
+    recorded, now = json.loads(path.read_text()), _key(run, stage)
+    if changed := sorted(name for name in {*recorded, *now} if recorded.get(name) != now.get(name)):
+        raise StageError(
+            f"stage {stage} of {run.directory} was done with another {', '.join(changed)}; "
+            "start a run with another run.name, or put back what it was done with"
+        )
+    say(f"stage {stage}: done before, skipped")
+    return True
+
+
+def _record(run: Run, stage: str) -> None:
+    path = run.directory / "stages" / f"{stage}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(_key(run, stage), indent=1))

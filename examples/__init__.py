@@ -1,0 +1,1 @@
+"""Worked examples that run with the project's own stages."""

@@ -1,0 +1,107 @@
+"""python launch.py --config FILE [key=value ...] [--stages a,b,...] [--resume] [--check]
+
+Reads the configuration, checks everything that can be checked before a model is loaded, and runs the stages in order.
+Exit codes: 0 done, 1 a stage failed, 2 bad input (every problem listed), 130 and 143 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from contextlib import ExitStack
+from types import FrameType
+
+from common.config import STAGES, Config, ConfigError, load_config, save_config
+from driver.environment import environment
+from driver.preflight import check
+from driver.progress import fail, say
+
+
+def main() -> None:
+    arguments = parse()
+    config, stages = read(arguments)
+    preflight(config, stages, arguments)
+    write_run_files(config)
+    with ExitStack() as cleanup:
+        stop_on_signals()
+        run(config, stages, cleanup)
+    say(f"run: {config.run_dir}")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Online iterative RLHF.", epilog="Keys: configs/base.yaml")
+    parser.add_argument(
+        "--config", required=True, help="YAML file; configs/quickstart.yaml runs on a 2-core CPU machine"
+    )
+    parser.add_argument("--stages", help=f"only these stages, comma-separated, of {','.join(STAGES)}")
+    parser.add_argument("--resume", action="store_true", help="go on with the run of this name")
+    parser.add_argument("--check", action="store_true", help="print the plan and every problem, then stop")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    return parser.parse_args()
+
+
+def read(arguments: argparse.Namespace) -> tuple[Config, list[str]]:
+    """The resolved configuration and the stages to run now."""
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+    except ConfigError as error:
+        fail(str(error))
+        raise
+    wanted = arguments.stages.split(",") if arguments.stages else config.stages
+    if unknown := [stage for stage in wanted if stage not in STAGES]:
+        fail(f"--stages has {', '.join(unknown)}; the stages are {', '.join(STAGES)}")
+    return config, [stage for stage in STAGES if stage in wanted]
+
+
+def preflight(config: Config, stages: list[str], arguments: argparse.Namespace) -> None:
+    """Prints the plan; exits with 2 if anything is wrong, with 0 after --check."""
+    report = check(config, stages, arguments.resume)
+    if arguments.check or report.problems:
+        say("\n".join(report.plan))
+    if report.problems:
+        fail(
+            "\n".join(
+                f"{len(report.problems)} problem(s):" if i < 0 else f"- {report.problems[i]}"
+                for i in range(-1, len(report.problems))
+            )
+        )
+    if arguments.check:
+        raise SystemExit(0)
+
+
+def write_run_files(config: Config) -> None:
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    save_config(config, config.run_dir / "config.yaml")
+    (config.run_dir / "environment.json").write_text(json.dumps(environment(), indent=1))
+
+
+def run(config: Config, stages: list[str], cleanup: ExitStack) -> None:
+    """Runs the stages; whatever happens, the roles are stopped before this returns."""
+    from driver.cluster import Cluster, RoleError  # torch, ray and transformers load after the checks, not before
+    from driver.stages import StageError, run_stages
+
+    cluster = Cluster(config)
+    cleanup.callback(cluster.close)
+    try:
+        run_stages(config, stages, cluster, os.environ.get(config.redis.password_env), cleanup)
+    except (RoleError, StageError) as error:
+        fail(f"error: {error}", code=1)
+
+
+def stop_on_signals() -> None:
+    """SIGINT and SIGTERM become an exit, so that cleanup runs; a second one ends the process at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        print(f"{signal.Signals(number).name}: stopping; go on later with --resume", file=sys.stderr, flush=True)
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+
+
+if __name__ == "__main__":
+    main()

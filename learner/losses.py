@@ -1,0 +1,54 @@
+"""The policy's and the reward model's losses: pure maths, on tensors of one micro-batch. Ranks never reach this file: sums
+are divided by counts that the caller reduced over ranks.
+
+Letters: B sequences, T tokens, K objectives. Masks are bool, True = keep.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+def clipped_policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+) -> Tensor:
+    """Per-token surrogate -min(ratio A, clip(ratio) A), PPO's clip with its two ends set apart (1707.06347; 2503.14476).
+
+    logprobs (with gradient), old_logprobs (those of the sampler) [B, T]; advantages [B, 1] or [B, T] -> [B, T].
+    """
+    ratio = (logprobs - old_logprobs).exp()
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return -torch.minimum(ratio * advantages, clipped * advantages)
+
+
+def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor:
+    """Per-token penalty whose gradient draws the policy to the reference, on samples of the policy. [B, T] -> [B, T]
+
+    k2 = (log p - log ref)^2 / 2: its gradient is that of KL(policy || reference). k3 = ref/p - 1 - log(ref/p): unbiased as
+    a value, non-negative; as a loss its gradient is that of KL(reference || policy) on policy samples.
+    """
+    difference = logprobs - ref_logprobs
+    if estimator == "k2":
+        return difference.square() / 2
+    assert estimator == "k3", f"kl_estimator is checked by the configuration, got {estimator}"
+    return (-difference).exp() - 1 + difference
+
+
+def masked_mean(values: Tensor, mask: Tensor, total: float | Tensor) -> Tensor:
+    """Sum of the kept values over `total`, the number kept in the whole step (all micro-batches, all ranks): token mean
+    over the global batch, so that accumulation and ranks change nothing."""
+    return torch.where(mask, values, torch.zeros_like(values)).sum() / total
+
+
+def masked_regression(scores: Tensor, ratings: Tensor, known: Tensor, num_known: Tensor) -> Tensor:
+    """Squared error on the ratings that exist, averaged per objective first: scores, ratings, known [B, K], num_known [K]
+    (of the whole batch) -> scalar (a sum over micro-batches gives the mean over objectives of the mean over ratings)."""
+    errors = torch.where(known, scores - ratings, torch.zeros_like(scores)).square()
+    return (errors.sum(0) / num_known.clamp_min(1)).mean()
+
+
+def bradley_terry(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """-log sigmoid(chosen - rejected), elementwise."""
+    return -logsigmoid(chosen - rejected)

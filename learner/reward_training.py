@@ -1,0 +1,148 @@
+"""Trains the gated multi-objective reward model from ratings and pairs.
+
+    stage 1  backbone + heads + gate: regression_weight * masked MSE of the objectives + Bradley-Terry of the gated score
+    debias   the verbosity matrix T from the predicted scores (rewarder/debias.py)
+    stage 2  gate and its scale alone, Bradley-Terry on the debiased score, on cached hidden states
+
+Called by learner/worker.py for stage `reward_model`, on every rank. Source: ArmoRM (2406.12845); training the heads jointly
+with a Bradley-Terry term follows SMORM (2507.07375).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.config import RewardTrainingConfig
+from learner.batch import rank_micro_batches
+from learner.engine import Engine, reduce_sum
+from learner.losses import bradley_terry, masked_regression
+from learner.reward_data import PromptSet
+from learner.schedule import cosine
+from learner.sft import Progress
+from rewarder.aggregate import debias
+from rewarder.model import GatedRewardModel, RewardOutput
+from rewarder.scoring import Rendered, collate
+
+
+@dataclass(frozen=True)
+class Features:
+    """Hidden states of N conversations: prompt and response [N, H] float32; pairs [P, 2] indices; ratings [N, K] with NaN;
+    prompt_of [N] tells which conversations share a prompt."""
+
+    prompt: Tensor
+    response: Tensor
+    pairs: Tensor
+    ratings: Tensor
+    prompt_of: Tensor
+
+
+def gated_score(output: RewardOutput, matrix: Tensor) -> Tensor:
+    """sum_k g_k (r T)_k: the Bradley-Terry logit of each response, [B]."""
+    return (debias(output.scores, matrix) * output.gate_weights).sum(-1)
+
+
+def train_stage_1(
+    engine: Engine,
+    matrix: Tensor,
+    sets: Sequence[PromptSet],
+    config: RewardTrainingConfig,
+    micro_batch_tokens: int,
+    seed: int,
+    rank: int,
+    device: torch.device,
+    progress: Progress,
+) -> None:
+    """Trains everything, prompts as units, about batch_size conversations a step."""
+    mean_size = max(1.0, float(np.mean([len(prompt.conversations) for prompt in sets])))
+    per_step = max(1, round(config.batch_size / mean_size))
+    total, done = config.epochs * -(-len(sets) // per_step), 0
+    for epoch in range(config.epochs):
+        order = np.random.default_rng([seed, 1, epoch]).permutation(len(sets))
+        for start in range(0, len(sets), per_step):
+            part = [sets[index] for index in order[start : start + per_step]]
+            losses = _accumulate(engine, matrix, part, config.regression_weight, micro_batch_tokens, rank, device)
+            engine.step(cosine(done, total, 0.03))
+            done += 1
+            progress("reward model", done, total, losses)
+
+
+def _accumulate(
+    engine: Engine,
+    matrix: Tensor,
+    sets: Sequence[PromptSet],
+    regression_weight: float,
+    micro_batch_tokens: int,
+    rank: int,
+    device: torch.device,
+) -> dict[str, float]:
+    num_known = torch.from_numpy(sum(np.isfinite(prompt.ratings).sum(0) for prompt in sets)).to(device)
+    num_pairs = max(1, sum(len(prompt.pairs) for prompt in sets))
+    totals = torch.zeros(2, dtype=torch.float64)
+    lengths = [sum(len(c.ids) for c in prompt.conversations) for prompt in sets]
+    for indices in rank_micro_batches(lengths, micro_batch_tokens, rank, engine.num_ranks):
+        rendered, ratings, pairs, _ = flatten([sets[i] for i in indices] or [sets[0]])
+        weight = float(bool(indices))  # a rank without rows still runs the pass that ZeRO-3 waits for
+        with engine.precision():
+            output = engine.module(*collate(rendered, device))
+        score, ratings, pairs = gated_score(output, matrix), ratings.to(device), pairs.to(device)
+        regression = masked_regression(output.scores, ratings.nan_to_num(), ratings.isfinite(), num_known)
+        preference = bradley_terry(score[pairs[:, 0]], score[pairs[:, 1]]).sum() / num_pairs
+        engine.backward(weight * (regression_weight * regression + preference) * engine.num_ranks)
+        totals += weight * torch.stack([regression.detach(), preference.detach()]).double().cpu()
+    regression, preference = reduce_sum(totals).tolist()
+    return {"regression": regression, "preference": preference}
+
+
+def flatten(sets: Sequence[PromptSet]) -> tuple[list[Rendered], Tensor, Tensor, Tensor]:
+    """All conversations in one list, with ratings [N, K], pairs [P, 2] and prompt_of [N] in its indices."""
+    rendered = [conversation for prompt in sets for conversation in prompt.conversations]
+    starts = np.cumsum([0, *(len(prompt.conversations) for prompt in sets)])
+    pairs = [(starts[i] + a, starts[i] + b) for i, prompt in enumerate(sets) for a, b in prompt.pairs]
+    prompt_of = np.repeat(np.arange(len(sets)), [len(prompt.conversations) for prompt in sets])
+    ratings = torch.from_numpy(np.concatenate([prompt.ratings for prompt in sets]))
+    return rendered, ratings, torch.tensor(pairs, dtype=torch.long).reshape(-1, 2), torch.from_numpy(prompt_of)
+
+
+def extract_features(
+    engine: Engine, sets: Sequence[PromptSet], micro_batch_tokens: int, rank: int, device: torch.device
+) -> Features:
+    """Hidden states of every conversation, computed once, by all ranks together, in full precision."""
+    rendered, ratings, pairs, prompt_of = flatten(sets)
+    prompt, response = None, None
+    for indices in rank_micro_batches([len(r.ids) for r in rendered], micro_batch_tokens, rank, engine.num_ranks):
+        with torch.no_grad():
+            output: RewardOutput = engine.module(*collate([rendered[i] for i in indices] or rendered[:1], device))
+        if prompt is None or response is None:
+            prompt = torch.zeros(len(rendered), output.prompt_state.shape[-1])
+            response = torch.zeros_like(prompt)
+        prompt[indices], response[indices] = (
+            state[: len(indices)].cpu() for state in (output.prompt_state, output.response_state)
+        )
+    assert prompt is not None and response is not None, "there is at least one conversation"
+    return Features(reduce_sum(prompt), reduce_sum(response), pairs, ratings, prompt_of)
+
+
+def train_gate(
+    model: GatedRewardModel, features: Features, config: RewardTrainingConfig, seed: int, progress: Progress
+) -> None:
+    """Stage 2: the gate and its scale on cached features; small, so every rank does the same on its own copy."""
+    optimizer = torch.optim.AdamW(model.gating.parameters(), lr=config.gate_learning_rate, weight_decay=0.0)
+    generator = np.random.default_rng([seed, 2])
+    size = min(1024, len(features.pairs))
+    for step in range(config.gate_steps):
+        pairs = features.pairs[generator.choice(len(features.pairs), size, replace=False)]
+        rows = pairs.flatten()
+        output = model.heads(features.prompt[rows].to(model.device), features.response[rows].to(model.device))
+        score = gated_score(output, model.reward_transform_matrix).reshape(-1, 2)
+        loss = bradley_terry(score[:, 0], score[:, 1]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        for group in optimizer.param_groups:
+            group["lr"] = config.gate_learning_rate * cosine(step, config.gate_steps, 0.0)
+        optimizer.step()
+        progress("gate", step + 1, config.gate_steps, {"preference": float(loss)})

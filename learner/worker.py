@@ -1,0 +1,279 @@
+"""One rank of the learner: a Ray actor in which every gradient of the system is taken.
+
+Called by the driver alone, one stage at a time; reads scored groups from the queue by its own cursor. All ranks receive the
+same calls and read the same stream, so they agree on each batch without talking; rank 0 speaks for them.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from common.address import QueueAddress
+from common.config import AggregationConfig, Config, LearnerConfig
+from common.data import read_demonstrations, read_pairs, read_ratings
+from common.ledger import BatchAssembler, Ledger
+from common.types import FloatArray, IntArray
+from learner import calibration, reward_data, reward_training, sft
+from learner.engine import Engine, freeze, init_process_group
+from learner.step_metrics import explain, group_metrics
+from learner.train import train_step
+from learner.weights import probe_logprobs, to_shards
+from rewarder.aggregate import make_aggregation
+from rewarder.debias import fit_debias
+from rewarder.model import DTYPES, GatedRewardModel
+
+READ_RECORDS = 256
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a long stage is: done of total, with the latest values."""
+
+    what: str
+    done: int
+    total: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class BatchStatus:
+    """Whether the next step's groups are here, how many slots have ended, the lowest that has not, and the drops."""
+
+    ready: bool
+    ended: int
+    next_slot: int
+    dropped: dict[int, str]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did: metrics for the step line, explained samples."""
+
+    metrics: dict[str, float]
+    samples: list[dict[str, object]]
+
+
+class LearnerWorker:
+    """One DeepSpeed rank."""
+
+    def __init__(self, rank: int, config: Config):
+        self._rank, self._config = rank, config
+        self._learner: LearnerConfig = config.learner
+        self._progress = Progress("starting", 0, 1, {})
+
+    def address(self) -> tuple[str, int]:
+        """A host and free port of rank 0's node, for the process group."""
+        with socket.socket() as free:
+            free.bind(("", 0))
+            host = "127.0.0.1" if self._config.cluster.address is None else socket.gethostbyname(socket.gethostname())
+            return host, free.getsockname()[1]
+
+    def connect(self, host: str, port: int) -> None:
+        """Joins the process group; every rank must call it."""
+        torch.set_num_threads(self._learner.threads)
+        torch.manual_seed(self._config.run.seed)
+        self._device = init_process_group(self._rank, self._learner.ranks, host, port, self._learner.gpus)
+
+    def progress(self) -> Progress:
+        return self._progress
+
+    # ---- stages -------------------------------------------------------------------------------------------------------
+
+    def sft(self, model: str, directory: str) -> dict[str, float]:
+        """Fine-tunes `model` on data.demonstrations and writes it to `directory` in Hugging Face layout."""
+        assert self._config.data.demonstrations is not None, "the preflight asks for demonstrations"
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        module = self._causal_lm(model)
+        rows = sft.demonstration_rows(read_demonstrations(self._config.data.demonstrations), tokenizer)
+        config = self._learner.sft
+        engine = Engine(module, self._learner, config.learning_rate, self._device)
+        budget, seed = self._learner.micro_batch_tokens, self._config.run.seed
+        metrics = sft.train_sft(engine, rows, config, budget, seed, self._rank, self._device, self._report)
+        self._write_model(engine, module, tokenizer, Path(directory), torch.float32)
+        engine.free()
+        return metrics
+
+    def reward_model(self, policy: str, ratings: str | None, pairs: str | None, directory: str) -> dict[str, float]:
+        """Trains (or, where rewarder.model names one, only calibrates) the reward model and writes rm version 0."""
+        config, budget = self._config, self._learner.micro_batch_tokens
+        settings, seed = config.learner.reward_model, config.run.seed
+        model = self._reward_model(policy)
+        tokenizer = AutoTokenizer.from_pretrained(config.rewarder.model or policy)
+        rated = read_ratings(ratings) if ratings else []
+        paired = read_pairs(pairs) if pairs else []
+        sets = reward_data.prompt_sets(rated, paired, model.objectives, tokenizer, config.rewarder.max_tokens)
+        training, held_out = reward_data.split(sets, settings.held_out_fraction)
+        engine = Engine(model, self._learner, settings.learning_rate, self._device)
+        if config.rewarder.model is None:
+            self._train_reward_model(engine, model, training)
+        features = reward_training.extract_features(engine, held_out, budget, self._rank, self._device)
+        fitted = calibration.calibrate(model, features, aggregation_of(config.aggregation, model.objectives))
+        model.info = replace(model.info, calibration=fitted)
+        report = calibration.held_out_report(model, features)
+        if self._rank == 0:
+            model.save(directory, tokenizer)
+            record = {
+                "report": report,
+                "calibration": fitted.to_dict(),
+                "seed": seed,
+                "held_out_prompts": len(held_out),
+            }
+            (Path(directory) / "report.json").write_text(json.dumps(record, indent=1))
+        engine.free()
+        return report
+
+    def _reward_model(self, policy: str) -> GatedRewardModel:
+        rewarder, settings = self._config.rewarder, self._learner.reward_model
+        if rewarder.model is not None:
+            return GatedRewardModel.load(rewarder.model, rewarder.dtype, rewarder.revision, rewarder.objectives)
+        return GatedRewardModel.from_policy(
+            policy,
+            rewarder.objectives,
+            settings.gate_hidden,
+            settings.gate_layers,
+            settings.gate_temperature,
+            settings.initial_scale,
+            self._config.run.seed,
+            verbosity=settings.verbosity,
+        )
+
+    def _train_reward_model(
+        self, engine: Engine, model: GatedRewardModel, training: Sequence[reward_data.PromptSet]
+    ) -> None:
+        settings, seed, budget = self._learner.reward_model, self._config.run.seed, self._learner.micro_batch_tokens
+        matrix = model.reward_transform_matrix
+        reward_training.train_stage_1(
+            engine, matrix, training, settings, budget, seed, self._rank, self._device, self._report
+        )
+        features = reward_training.extract_features(engine, training, budget, self._rank, self._device)
+        if settings.verbosity is not None:
+            scores = calibration.outputs(model, features).scores.cpu()
+            matrix.data.copy_(fit_debias(scores, model.objectives.index(settings.verbosity)))
+        if len(features.pairs):
+            reward_training.train_gate(model, features, settings, seed, self._report)
+
+    # ---- the loop -----------------------------------------------------------------------------------------------------
+
+    def load_anchor(self, anchor: str) -> None:
+        """Loads the frozen reference policy; `probe` can answer for it from here on."""
+        self._reference = freeze(self._causal_lm(anchor), self._learner.zero_stage, self._device)
+
+    def start_policy(self, anchor: str, queue: QueueAddress, checkpoint: str | None) -> None:
+        """Loads the policy (from `checkpoint`, else the anchor) and the frozen reference, and opens the scored stream."""
+        self.load_anchor(anchor)
+        module = self._causal_lm(anchor)
+        self._module, self._tokenizer = module, AutoTokenizer.from_pretrained(anchor)
+        self._engine = Engine(module, self._learner, self._learner.learning_rate, self._device)
+        self._updates, ledger = 0, Ledger()
+        if checkpoint is not None:
+            self._engine.load(Path(checkpoint) / "learner")
+            state = json.loads((Path(checkpoint) / "learner.json").read_text())
+            self._updates, ledger = state["updates"], Ledger.from_dict(state["ledger"])
+        self._queue = queue.connect()
+        self._ledger = ledger
+        self._assembler = BatchAssembler(ledger, self._learner.groups_per_step)
+
+    def collect(self, block_s: float) -> BatchStatus:
+        """Reads what has come since the last call (waits up to block_s for something) and says whether a step is ready."""
+        if not self._assembler.ready():
+            for cursor, record in self._queue.read_scored(self._assembler.read_cursor, READ_RECORDS, block_s):
+                self._assembler.offer(cursor, record)
+        return BatchStatus(
+            self._assembler.ready(), self._ledger.ended, self._ledger.next_slot, dict(self._ledger.dropped)
+        )
+
+    def train(self, step: int) -> StepResult:
+        """Trains on the next groups_per_step groups in slot order; the policy is then version `step`."""
+        groups = self._assembler.take(step)
+        learner, temperature = self._learner, self._config.actors.temperature
+        metrics = train_step(
+            self._engine, self._reference, groups, learner, temperature, self._rank, self._device, self._updates
+        )
+        self._updates += learner.num_updates
+        objectives, terms = self._config.rewarder.objectives, self._term_names()
+        metrics.update(group_metrics(groups, objectives, terms, step - 1))
+        picked = groups[: self._config.report.samples_per_step]
+        return StepResult(metrics, [explain(step, group, 0, objectives, terms) for group in picked])
+
+    def weights(self) -> tuple[list[bytes], list[str]]:
+        """The policy's weights as safetensors shards in the engines' dtype, with the tensors' names; empty on rank > 0."""
+        return to_shards(self._engine.full_parameters(), DTYPES[self._config.policy.dtype], keep=self._rank == 0)
+
+    def probe(self, token_ids: IntArray, anchor: bool) -> FloatArray:
+        """Log-probs of the probe sequence under the policy, or under the anchor; [T-1] float32."""
+        module = self._reference if anchor else self._engine.torch_module
+        return probe_logprobs(module, token_ids, DTYPES[self._config.policy.dtype], self._device)
+
+    def reset_policy(self, anchor: str) -> None:
+        """iteration.policy_start reset: the anchor's weights and a fresh optimizer."""
+        self._engine.free()
+        self._module = self._causal_lm(anchor)
+        self._engine = Engine(self._module, self._learner, self._learner.learning_rate, self._device)
+        self._updates = 0
+
+    def save(self, directory: str) -> None:
+        """Writes the learner's part of a checkpoint: DeepSpeed state of every rank, ledger and cursor by rank 0."""
+        self._engine.save(Path(directory) / "learner")
+        if self._rank == 0:
+            state = {"updates": self._updates, "ledger": self._ledger.to_dict()}
+            (Path(directory) / "learner.json").write_text(json.dumps(state))
+
+    def trim(self, cursor: str) -> None:
+        """Forgets scored records that no kept checkpoint needs."""
+        if self._rank == 0:
+            self._queue.trim_scored(cursor)
+
+    def export(self, directory: str) -> None:
+        """Writes the policy in Hugging Face layout, in the engines' dtype."""
+        self._write_model(
+            self._engine, self._module, self._tokenizer, Path(directory), DTYPES[self._config.policy.dtype]
+        )
+
+    # -------------------------------------------------------------------------------------------------------------------
+
+    def _causal_lm(self, model: str) -> PreTrainedModel:
+        policy = self._config.policy
+        module = AutoModelForCausalLM.from_pretrained(
+            model,
+            revision=policy.revision if model == policy.model else None,
+            dtype=torch.float32,
+            trust_remote_code=policy.trust_remote_code,
+        )
+        if self._learner.gradient_checkpointing:
+            module.gradient_checkpointing_enable()
+        return module.train()
+
+    def _write_model(
+        self, engine: Engine, module: PreTrainedModel, tokenizer: Any, directory: Path, dtype: torch.dtype
+    ) -> None:
+        shards = dict(_copied(engine, dtype, keep=self._rank == 0))
+        if self._rank == 0:
+            module.config.dtype = dtype
+            module.save_pretrained(directory, state_dict=shards)
+            tokenizer.save_pretrained(directory)
+
+    def _term_names(self) -> list[str]:
+        aggregation = self._config.aggregation
+        return list(aggregation.groups) if aggregation.kind == "grouped" else ["final_score"]
+
+    def _report(self, what: str, done: int, total: int, values: dict[str, float]) -> None:
+        self._progress = Progress(what, done, total, values)
+
+
+def aggregation_of(config: AggregationConfig, objectives: Sequence[str]):
+    """The configured aggregation over a reward model's objectives."""
+    return make_aggregation(config.kind, config.groups, config.weight_floor, config.probability_floor, objectives)
+
+
+def _copied(engine: Engine, dtype: torch.dtype, keep: bool):
+    for name, parameter in engine.full_parameters():
+        if keep:
+            yield name, parameter.to("cpu", dtype, copy=True)

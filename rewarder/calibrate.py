@@ -1,0 +1,172 @@
+"""Temperatures: the scale s that makes sigmoid(score difference / s) a probability. Pure maths.
+
+Owns the fit, its report and the record kept in the reward model's config.json. The learner's reward-model stage fits;
+the scorer reads. A calibration belongs to one RM version and is frozen for it. Without it the transform is a no-op,
+because reward scores differ by hundredths while the log-sigmoid bends over units (`affine_warning` says so with
+numbers).
+
+Sources: Platt scaling without intercept (antisymmetry forces 0); 2402.00742 (the transform wants Bradley-Terry logits).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
+
+PROBIT_TO_LOGIT = 1.702  # sigmoid(1.702 x) is within .01 of the Normal distribution function
+AFFINE_R2 = 0.99
+NUM_BINS = 10
+SEARCH_WIDTH = 20.0  # the fit looks this far, in log units, to both sides of 1 / rms(difference)
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """How one term's temperature does on its pairs: mean log loss (nats), Brier score (both also at s = 1), calibration
+    error of the predicted winner (ECE, 10 bins) and the number of pairs."""
+
+    nll: float
+    nll_at_one: float
+    brier: float
+    brier_at_one: float
+    ece: float
+    num_pairs: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """temperatures [M], in score units, and a report row for each term, of one RM version."""
+
+    temperatures: tuple[float, ...]
+    reports: tuple[CalibrationReport, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.reports) != len(self.temperatures):
+            raise ValueError(f"calibration has {len(self.reports)} reports for {len(self.temperatures)} temperatures")
+        if not self.temperatures or not all(math.isfinite(s) and s > 0 for s in self.temperatures):
+            raise ValueError(
+                f"calibration temperatures are {self.temperatures}; want finite numbers > 0; fit them again"
+            )
+
+    def to_dict(self) -> dict[str, list[float] | list[dict[str, float]]]:
+        """JSON-ready."""
+        return {"temperatures": list(self.temperatures), "reports": [dataclasses.asdict(row) for row in self.reports]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> Calibration:
+        """Inverse of to_dict; ValueError names what is missing or of the wrong type."""
+        temperatures, reports = values.get("temperatures"), values.get("reports")
+        if not isinstance(temperatures, list) or not isinstance(reports, list):
+            raise ValueError(f"calibration has keys {sorted(values)}; want lists under temperatures and reports")
+        names = {field.name for field in dataclasses.fields(CalibrationReport)}
+        for row in reports:
+            if not isinstance(row, dict) or set(row) != names:
+                raise ValueError(f"calibration report is {row!r}; want exactly the keys {sorted(names)}")
+        return cls(tuple(float(s) for s in temperatures), tuple(CalibrationReport(**row) for row in reports))
+
+
+def _pairs(differences: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as checked float64 vectors [N]."""
+    d, y = differences.detach().double().flatten(), labels.detach().double().flatten()
+    if d.numel() == 0 or d.numel() != y.numel():
+        raise ValueError(
+            f"calibration has {d.numel()} differences and {y.numel()} labels; want the same number, at least 1"
+        )
+    if not bool(torch.isfinite(d).all()) or not bool(((y >= 0) & (y <= 1)).all()):
+        raise ValueError("calibration wants finite differences and labels in [0, 1] (a tie is 0.5)")
+    return d, y
+
+
+def fit_temperature(differences: Tensor, labels: Tensor, prior: float = 1.0) -> float:
+    """s > 0, in score units, with sigmoid(d / s) = P(first is better): differences [N] = score(first) - score(second),
+    labels [N] in [0, 1].
+
+    Minimises sum BCE(a d, y) + prior/2 (log a + log rms(d))^2 over log a, a = 1/s, by bracketed Newton. `prior` counts
+    like so many pairs and keeps separable data finite. Raises ValueError for no pairs, constant scores, or scores that
+    order the pairs no better than chance (then no positive temperature fits)."""
+    d, y = _pairs(differences, labels)
+    if prior <= 0:
+        raise ValueError(f"calibration prior is {prior}; want > 0, in pairs (1 is weak)")
+    rms = float(d.square().mean().sqrt())
+    if rms == 0:
+        raise ValueError(f"all {d.numel()} score differences are 0; this term is constant and cannot be calibrated")
+    if float(((y - 0.5) * d).sum()) <= 0:
+        accuracy = float(((d > 0) == (y > 0.5)).double().mean())
+        raise ValueError(
+            f"the scores order {d.numel()} pairs no better than chance (accuracy {accuracy:.3f}); no temperature fits; "
+            "check that labels and differences have the same sign, or train the reward model more"
+        )
+    return rms / math.exp(_solve_log_slope(d / rms, y, prior))
+
+
+def _solve_log_slope(d: Tensor, y: Tensor, prior: float) -> float:
+    """Root in t of the fit's gradient, slope a = exp(t): Newton, halving the bracket where a step leaves it."""
+    low, high, t = -SEARCH_WIDTH, SEARCH_WIDTH, 0.0
+    for _ in range(200):
+        p = torch.sigmoid(math.exp(t) * d)
+        slope = math.exp(t) * float(((p - y) * d).sum())
+        gradient = slope + prior * t
+        curvature = slope + math.exp(2 * t) * float((p * (1 - p) * d * d).sum()) + prior
+        low, high = (t, high) if gradient < 0 else (low, t)
+        step = t - gradient / curvature if curvature > 0 else high
+        if not low < step < high:
+            step = (low + high) / 2
+        if abs(step - t) < 1e-12:
+            return step
+        t = step
+    return t
+
+
+def calibration_report(differences: Tensor, labels: Tensor, s: float) -> CalibrationReport:
+    """The report of temperature s on pairs (best: pairs held out of the fit); differences [N], labels [N] in [0, 1]."""
+    d, y = _pairs(differences, labels)
+    if not s > 0:
+        raise ValueError(f"temperature is {s}; want > 0")
+    nll, nll_at_one = (float(binary_cross_entropy_with_logits(d / scale, y)) for scale in (s, 1.0))
+    brier, brier_at_one = (float((torch.sigmoid(d / scale) - y).square().mean()) for scale in (s, 1.0))
+    return CalibrationReport(nll, nll_at_one, brier, brier_at_one, _calibration_error(d / s, y), d.numel())
+
+
+def _calibration_error(z: Tensor, y: Tensor) -> float:
+    """Expected calibration error of the predicted winner: which of the two stands first must not matter, so every pair
+    is turned to confidence >= 0.5 (a tie counts half) and confidences are binned on [0.5, 1]."""
+    confidence = torch.sigmoid(z.abs())
+    hit = torch.where(z > 0, y, torch.where(z < 0, 1 - y, torch.full_like(y, 0.5)))
+    bins = ((confidence - 0.5) * 2 * NUM_BINS).long().clamp(0, NUM_BINS - 1)
+    gap = torch.zeros(NUM_BINS, dtype=torch.float64).index_add_(0, bins.cpu(), (confidence - hit).cpu())
+    return float(gap.abs().sum()) / z.numel()
+
+
+def regression_temperature(residual_sd: float) -> float:
+    """s = sqrt(2) sd / 1.702 = .831 sd for ratings = score + Normal(0, sd): first guess, and a band for a fit (within
+    2x)."""
+    if not residual_sd > 0:
+        raise ValueError(f"residual_sd is {residual_sd}; want > 0, in score units")
+    return math.sqrt(2) / PROBIT_TO_LOGIT * residual_sd
+
+
+def affine_warning(z: Tensor) -> str | None:
+    """A message where log-sigmoid is a straight line over these z (any shape) to R2 >= .99, so that the transform does
+    nothing; else None. ValueError if z is empty or not finite."""
+    z = z.detach().double().flatten()
+    if z.numel() == 0 or not bool(torch.isfinite(z).all()):
+        raise ValueError(f"affine_warning got {z.numel()} values, not all finite; want the centred and scaled scores")
+    u, spread = logsigmoid(z), float(z.std(correction=0))
+    if spread == 0:
+        return f"the {z.numel()} centred scores are all {float(z[0]):.4g}: the transform has no signal to act on"
+    dz, du = z - z.mean(), u - u.mean()
+    slope = float((dz * du).sum() / dz.square().sum())
+    total = float(du.square().sum())
+    r2 = 1 - float((du - slope * dz).square().sum()) / total if total > 0 else 1.0
+    if r2 < AFFINE_R2:
+        return None
+    return (
+        f"log-sigmoid is affine over the centred scores (R2 {r2:.4f}, slope {slope:.3f}, sd {spread:.3g}, "
+        f"mean {float(z.mean()):.3g}): the transform only rescales the reward; want sd of about 1 around 0; "
+        "refit the temperatures on pairs sampled from the policy"
+    )

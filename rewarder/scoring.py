@@ -1,0 +1,158 @@
+"""Text to scores: rendering with known positions, right-padded batches, one gate per prompt.
+
+Owns how a conversation becomes tokens for the reward model; the rewarder's worker scores groups with `score_responses`,
+the learner's reward-model stages and evaluations use `render`, `batches` and `collate`, or `score_texts`. Rendering is
+by the reward model's own chat template, token level, so it has exactly the BOS that the template has.
+
+The gate reads the last token of the prompt's rendering (no generation prompt), the heads the last token of the whole;
+both are counted, never searched for, and special tokens spelled out in a response are removed: a policy cannot forge a
+turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from common.types import Message
+from rewarder.model import GatedRewardModel, RewardOutput
+
+Conversation = tuple[Sequence[Message], str]
+
+
+class ConversationTooLong(ValueError):
+    """A prompt and response longer than rewarder.max_tokens; a cut one would be scored at the wrong token."""
+
+
+class Rendered(NamedTuple):
+    """Token ids [T] of prompt and response, and the index of the last token of each."""
+
+    ids: list[int]
+    prompt_end: int
+    response_end: int
+
+
+class Batch(NamedTuple):
+    """What GatedRewardModel.forward takes: input_ids [B, T] int64, attention_mask [B, T] bool, both ends [B] int64."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    prompt_end: Tensor
+    response_end: Tensor
+
+
+def without_special_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """`text` with every spelled-out special token taken out, also those that appear by taking out others."""
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special and token.content]
+    before = None
+    while before != text:
+        before = text
+        for content in special:
+            text = text.replace(content, "")
+    return text
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], response: str) -> Rendered:
+    """Prompt `messages` (the last by the user) and `response` as tokens, by the tokenizer's chat template.
+
+    prompt_end is the last token of the messages alone without generation prompt: the token that ends the user's turn.
+    Raises ValueError where there is no template, or where the messages render differently once the response follows."""
+    if tokenizer.chat_template is None:
+        raise ValueError(f"tokenizer {tokenizer.name_or_path} has no chat template; save one with the reward model")
+    if not messages or messages[-1].role != "user":
+        raise ValueError(f"a prompt must end with a user message, got roles {[message.role for message in messages]}")
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    answer = {"role": "assistant", "content": without_special_tokens(tokenizer, response)}
+    prompt, ids = _template(tokenizer, turns), _template(tokenizer, [*turns, answer])
+    if ids[: len(prompt)] != prompt or len(ids) == len(prompt):
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path} gives a prompt of {len(prompt)} tokens, not a proper "
+            f"prefix of its conversation ({len(ids)} tokens); use a template that leaves earlier turns as they are"
+        )
+    return Rendered(ids, len(prompt) - 1, len(ids) - 1)
+
+
+def _template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> list[int]:
+    ids = tokenizer.apply_chat_template(turns, tokenize=True, add_generation_prompt=False, return_dict=False)
+    return cast(list[int], ids)
+
+
+def check_length(rendered: Rendered, max_tokens: int) -> Rendered:
+    """The conversation itself; ConversationTooLong if it has more than max_tokens tokens."""
+    if len(rendered.ids) > max_tokens:
+        raise ConversationTooLong(
+            f"a conversation has {len(rendered.ids)} tokens (prompt {rendered.prompt_end + 1}), over "
+            f"rewarder.max_tokens {max_tokens}; raise it, or lower data.max_prompt_tokens or actors.max_response_tokens"
+        )
+    return rendered
+
+
+def collate(conversations: Sequence[Rendered], device: torch.device | str = "cpu") -> Batch:
+    """Right-padded tensors; pads are masked and never read, so their id (0) does not matter."""
+    lengths = torch.tensor([len(c.ids) for c in conversations])
+    ids = torch.zeros(len(conversations), int(lengths.max()), dtype=torch.long)
+    for row, conversation in enumerate(conversations):
+        ids[row, : len(conversation.ids)] = torch.tensor(conversation.ids)
+    mask = torch.arange(ids.shape[1])[None] < lengths[:, None]
+    ends = (torch.tensor([c.prompt_end for c in conversations]), torch.tensor([c.response_end for c in conversations]))
+    return Batch(*(values.to(device) for values in (ids, mask, *ends)))
+
+
+def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices grouped by length, shortest first, each batch at most batch_tokens with its padding (or a single
+    item)."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if batch and (len(batch) + 1) * lengths[index] > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+@torch.no_grad()
+def _forward(model: GatedRewardModel, conversations: Sequence[Rendered]) -> RewardOutput:
+    return model(*collate(conversations, model.device))
+
+
+def score_responses(
+    model: GatedRewardModel,
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    responses: Sequence[str],
+    max_tokens: int,
+) -> tuple[Tensor, Tensor]:
+    """One group in one forward pass: raw scores [G, K] and the prompt's gate weights [K], float32 on the CPU.
+
+    The gate sees only the prompt, so it is taken once and is the same for every response. Raises
+    ConversationTooLong."""
+    if not responses:
+        raise ValueError("score_responses got no responses; want at least one")
+    rendered = [check_length(render(tokenizer, messages, response), max_tokens) for response in responses]
+    output = _forward(model, rendered)
+    return output.scores.cpu(), output.gate_weights[0].cpu()
+
+
+def score_texts(
+    model: GatedRewardModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Conversation],
+    max_tokens: int,
+    batch_tokens: int,
+) -> tuple[Tensor, Tensor]:
+    """Any (messages, response) list: raw scores [N, K] and gate weights [N, K], float32 on the CPU, in the input's
+    order.
+
+    batch_tokens bounds the padded tokens of a forward pass. Raises ConversationTooLong."""
+    rendered = [check_length(render(tokenizer, messages, response), max_tokens) for messages, response in conversations]
+    scores = torch.zeros(len(rendered), len(model.objectives))
+    gates = torch.zeros_like(scores)
+    for batch in batches([len(r.ids) for r in rendered], batch_tokens):
+        output = _forward(model, [rendered[i] for i in batch])
+        scores[batch], gates[batch] = output.scores.cpu(), output.gate_weights.cpu()
+    return scores, gates

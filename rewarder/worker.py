@@ -1,0 +1,152 @@
+"""One rewarder: a Ray actor that scores rollout groups. The only file of the rewarder that knows the queue.
+
+A thread takes groups from `{run}:rollouts`, scores each by the reward model in place, hands it on to `{run}:scored`.
+One group is one forward pass, so a group's scores do not depend on which other groups were waiting: repeated runs are
+bit-identical. The driver switches reward models between groups and brings the references of each iteration.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from common.address import QueueAddress
+from common.config import AggregationConfig, RewarderConfig
+from common.queue import RolloutItem
+from common.types import FloatArray, Message, Reward, RolloutGroup, ScoredGroup
+from rewarder.aggregate import combined_scores, make_aggregation, rewards
+from rewarder.model import GatedRewardModel
+from rewarder.references import reference_value
+from rewarder.scoring import ConversationTooLong, score_responses
+
+logger = logging.getLogger(__name__)
+BLOCK_S = 1.0
+
+
+@dataclass(frozen=True)
+class ReferenceSamples:
+    """K responses of the anchor to one prompt."""
+
+    prompt_id: str
+    messages: tuple[Message, ...]
+    responses: tuple[str, ...]
+
+
+class RewarderWorker:
+    """Scores groups until it is stopped. A failure of the loop is raised by the next `health`."""
+
+    def __init__(self, name: str, config: RewarderConfig, aggregation: AggregationConfig, device: str):
+        self._name, self._config, self._settings, self._device = name, config, aggregation, device
+        self._references: Mapping[str, FloatArray] = {}
+        self._reference_version = ""
+        self._stop, self._lock = threading.Event(), threading.Lock()
+        self._failure: BaseException | None = None
+        self._busy_s, self._groups = 0.0, 0
+        torch.set_num_threads(config.threads)
+
+    def load(self, directory: str, revision: str | None) -> int:
+        """Puts the reward model of `directory` in place, between groups; returns its rm_version."""
+        objectives = self._config.objectives
+        model = GatedRewardModel.load(directory, self._config.dtype, revision, objectives).to(self._device)
+        if model.info.calibration is None:
+            raise ValueError(
+                f"{directory}: the reward model has no calibration, and the transform needs one; run stage "
+                "reward_model with data.ratings or data.preferences (it calibrates a given rewarder.model without training it)"
+            )
+        settings = self._settings
+        aggregation = make_aggregation(
+            settings.kind, settings.groups, settings.weight_floor, settings.probability_floor, model.objectives
+        )
+        temperature = torch.tensor(model.info.calibration.temperatures)
+        if len(temperature) != aggregation.num_terms:
+            raise ValueError(
+                f"{directory}: calibrated for {len(temperature)} terms, but aggregation.{settings.kind} has "
+                f"{aggregation.num_terms}; run stage reward_model again under this aggregation"
+            )
+        with self._lock:
+            self._model, self._tokenizer = model.eval(), AutoTokenizer.from_pretrained(directory, revision=revision)
+            self._aggregation, self._temperature = aggregation, temperature
+            self._matrix = model.reward_transform_matrix.detach().cpu()
+        return model.info.rm_version
+
+    def score_references(self, samples: Sequence[ReferenceSamples]) -> dict[str, FloatArray]:
+        """prompt_id -> r_ref [M] under the reward model in place."""
+        with self._lock:
+            return {sample.prompt_id: self._reference(sample) for sample in samples}
+
+    def set_references(self, references: Mapping[str, FloatArray], version: str) -> None:
+        """The references of the iteration that starts; `version` is their key."""
+        with self._lock:
+            self._references, self._reference_version = references, version
+
+    def serve(self, queue: QueueAddress) -> None:
+        """Starts scoring in a thread."""
+        self._queue = queue.connect()
+        threading.Thread(target=self._run, daemon=True, name="scoring").start()
+
+    def health(self) -> dict[str, float]:
+        """Raises the failure of the scoring loop, if any; else how much was scored and how long that took."""
+        if self._failure is not None:
+            raise self._failure
+        return {"groups": float(self._groups), "busy_s": self._busy_s}
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                for item in self._queue.take_rollouts(self._name, 1, BLOCK_S):
+                    self._score_item(item)
+        except BaseException as error:  # the thread's boundary: the driver asks `health` and stops the run
+            logger.exception("rewarder %s stopped scoring", self._name)
+            self._failure = error
+
+    def _score_item(self, item: RolloutItem) -> None:
+        started = time.monotonic()
+        with self._lock:
+            try:
+                scored = self._score(item.group)
+            except (ConversationTooLong, ValueError) as error:  # this group's fault, not the rewarder's: dead-letter it
+                self._queue.drop(item, f"scoring: {error}")
+                return
+        self._queue.push_scored(item, scored)
+        self._busy_s += time.monotonic() - started
+        self._groups += 1
+
+    def _score(self, group: RolloutGroup) -> ScoredGroup:
+        reference = self._references.get(group.prompt.prompt_id)
+        if reference is None:
+            raise ValueError(f"prompt {group.prompt.prompt_id} has no references in {self._reference_version}")
+        responses = [rollout.response for rollout in group.rollouts]
+        with torch.no_grad():
+            scores, gate = self._raw_scores(group.prompt.messages, responses)
+            ref = torch.from_numpy(np.array(reference))
+            terms, weights = rewards(scores, gate, self._matrix, ref, self._temperature, self._aggregation)
+        parts = [
+            Reward(
+                scores=scores[g].numpy(),
+                gate_weights=gate.numpy(),
+                terms=terms[g].numpy(),
+                weights=weights.numpy(),
+                penalty=self._config.truncation_penalty if rollout.finish_reason == "length" else 0.0,
+            )
+            for g, rollout in enumerate(group.rollouts)
+        ]
+        return ScoredGroup(group, tuple(parts), self._model.info.rm_version, self._reference_version)
+
+    def _raw_scores(self, messages: Sequence[Message], responses: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        return score_responses(self._model, self._tokenizer, messages, responses, self._config.max_tokens)
+
+    def _reference(self, sample: ReferenceSamples) -> FloatArray:
+        with torch.no_grad():
+            scores, gate = self._raw_scores(sample.messages, sample.responses)
+            combined = combined_scores(scores, gate, self._matrix, self._aggregation)
+        return reference_value(combined, self._settings.quantile, self._settings.estimator).numpy()

@@ -1,0 +1,113 @@
+"""The whole command with real parts: what a run writes, that it repeats, resumes and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.config import load_config
+from common.metrics import read_rows, step_names
+from tests.e2e.conftest import Launched
+
+Launch = Callable[..., Launched]
+OBJECTIVES = ["correct", "cover", "polite", "brief", "safe", "fluent", "verbose"]
+STEPS = 6
+
+
+def timeless(path: Path) -> list[dict[str, Any]]:
+    """The step lines without what a clock measured."""
+    return [
+        {k: v for k, v in row.items() if not k.startswith("time/") and not k.endswith("_per_s")}
+        for row in read_rows(path / "metrics.jsonl")
+    ]
+
+
+@pytest.fixture(scope="module")
+def first(runs: Path, data: Path) -> Path:
+    """One complete run; its directory."""
+    run = Launched(runs, data, "run.name=first")
+    assert run.wait() == 0, run.log.read_text()[-4000:]
+    run.assert_gone()
+    return runs / "first"
+
+
+def test_every_step_line_has_every_name(first: Path) -> None:
+    rows = read_rows(first / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(STEPS + 1))
+    for row in rows:
+        assert set(step_names(OBJECTIVES)) <= set(row)
+    for row in rows[1:]:
+        assert all(isinstance(row[name], float | int) for name in step_names(OBJECTIVES) if name != "gold/mean")
+    assert [row["step"] for row in rows if row["gold/mean"] is not None] == [0, 3, 6]
+
+
+def test_every_version_was_proven_on_the_engines(first: Path) -> None:
+    differences = [row["sync/max_logprob_diff"] for row in read_rows(first / "metrics.jsonl")]
+    assert len(differences) == STEPS + 1
+    assert all(0 <= difference <= 1e-4 for difference in differences)
+
+
+def test_the_run_directory_is_whole(first: Path) -> None:
+    table = json.loads((first / "evaluation.json").read_text())
+    assert [row["policy"] for row in table] == ["SFT policy", "iteration 1", "iteration 2", "ideal answer"]
+    assert table[-1]["gold"] > 0.95
+    for name in ("config.yaml", "environment.json", "samples.jsonl", "report.html", "export/policy/model.safetensors"):
+        assert (first / name).is_file(), name
+    saved = load_config(first / "config.yaml")
+    assert saved.run.name == "first"
+
+
+def test_the_exported_policy_loads_and_speaks(first: Path) -> None:
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(first / "export" / "policy")
+    tokenizer = AutoTokenizer.from_pretrained(first / "export" / "policy")
+    prompt = json.loads((first / "evaluations" / "step_0.jsonl").read_text().splitlines()[0])["prompt"]
+    turns = [{"role": "user", "content": prompt}]
+    ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+    answer = model.generate(ids, max_new_tokens=20, do_sample=False)
+    assert len(tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True).split()) > 2
+
+
+def test_a_second_run_is_bit_identical(first: Path, launch: Launch, runs: Path) -> None:
+    run = launch("run.name=second")
+    assert run.wait() == 0, run.log.read_text()[-4000:]
+    assert timeless(runs / "second") == timeless(first)
+    assert (runs / "second" / "samples.jsonl").read_bytes() == (first / "samples.jsonl").read_bytes()
+
+
+def test_killed_and_resumed_is_bit_identical_and_nothing_survives_the_kill(
+    first: Path, launch: Launch, runs: Path
+) -> None:
+    run = launch("run.name=killed")
+    run.wait_for("step 5/6")  # after the checkpoint of step 4: one step is lost and done again
+    run.kill(signal.SIGKILL)
+    run.assert_gone()
+    resumed = launch("run.name=killed", "--resume")
+    assert resumed.wait() == 0, resumed.log.read_text()[-4000:]
+    assert "resuming from step_4" in resumed.log.read_text()
+    assert timeless(runs / "killed") == timeless(first)
+    resumed.assert_gone()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_stop_everything_cleanly(number: signal.Signals, launch: Launch) -> None:
+    run = launch(f"run.name=stopped-{number.name.lower()}")
+    run.wait_for("stage sft")
+    run.kill(number)
+    assert run.process.returncode == 128 + number
+    assert "stopping" in run.log.read_text()
+    run.assert_gone()
+
+
+def test_overlapping_run_keeps_its_staleness_bound(first: Path, launch: Launch, runs: Path) -> None:
+    run = launch("run.name=overlapping", "iteration.max_staleness=1", "iteration.num=1", "iteration.steps=6")
+    assert run.wait() == 0, run.log.read_text()[-4000:]
+    rows = read_rows(runs / "overlapping" / "metrics.jsonl")[1:]
+    assert max(row["staleness/max"] for row in rows) == 1
+    assert len(rows) == STEPS

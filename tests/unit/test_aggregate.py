@@ -1,0 +1,329 @@
+"""The reward pipeline's maths, by the test numbers of the transform's notes (T1..T35).
+
+T1 test_values_by_hand; T2-T4 test_shape_of_the_transform; T5 test_slope; T6, T7 test_asymptotes; T8
+test_finite_far_out, test_not_finite_is_refused; T9, T10 test_shift_and_scale; T11 test_limits_of_the_reference; T12
+test_rank_invariance; T13 test_sum_is_log_of_product; T14 test_and_prefers_balance; T15 test_veto; T16 test_bounds; T17
+test_permutation; T18 test_share_moves_to_the_bottleneck; T19, T20 test_one_hot_and_uniform_gate; T21
+test_gate_scale_is_irrelevant; T22 test_bad_aggregations, test_negative_gate_is_refused,
+test_constant_objective_is_refused; T23 test_objective_in_no_group_drops_out; T24 test_weight_scale_is_gamma; T33
+test_toy_of_overoptimisation; T34 test_saturated_groups_stay_small; T35 test_truncated_twin_is_below. T25-T28:
+test_calibrate; T29-T32: test_references.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from common.types import Reward
+from rewarder.aggregate import (
+    Aggregation,
+    center_and_scale,
+    check_live_groups,
+    combine,
+    combined_scores,
+    debias,
+    log_sigmoid_floor,
+    make_aggregation,
+    rewards,
+    term_weights,
+)
+from rewarder.references import reference_value
+
+FINAL = Aggregation("final_score", (), 0.0, 0.0)
+PAIR = Aggregation("grouped", ((0,), (1,)), 0.0, 0.0)
+GRID = torch.cat([torch.tensor([-1e4]), torch.linspace(-30, 30, 601), torch.tensor([1e4])]).double()
+finite = st.floats(-20, 20, width=32)
+weight = st.floats(0.0, 5.0, width=32)
+seeds = st.integers(0, 2**31 - 1)
+
+
+def random(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def total(z: Tensor, gate: Tensor, aggregation: Aggregation) -> Tensor:
+    """Reward [B] of scores that are already centred and in logits."""
+    m = aggregation.num_terms
+    terms, weights = rewards(z, gate, torch.eye(z.shape[1]), torch.zeros(m), torch.ones(m), aggregation)
+    return terms @ weights
+
+
+def test_values_by_hand() -> None:
+    z = torch.tensor([-4.0, -2.0, 0.0, 2.0, 4.0])
+    want = torch.tensor([-4.018150, -2.126928, -0.693147, -0.126928, -0.018150])
+    torch.testing.assert_close(log_sigmoid_floor(z, 0.0), want, atol=1e-6, rtol=0)
+    by_hand = math.log(0.01 + 0.98 / (1 + math.exp(1.5)))
+    assert log_sigmoid_floor(torch.tensor([-1.5]), 0.01).item() == pytest.approx(by_hand, abs=1e-6)
+
+
+@given(st.sampled_from([0.0, 0.01, 0.02]))
+def test_shape_of_the_transform(eps: float) -> None:
+    z = GRID.where(GRID.abs() > 0.01, 0.0)
+    u = log_sigmoid_floor(z, eps)
+    assert bool((u.diff() >= 0).all()) and bool((u <= 0).all())
+    assert u[301].item() == pytest.approx(-math.log(2), abs=1e-9)
+    assert bool((u >= (math.log(eps) if eps else -1e5)).all())
+    if eps == 0:
+        inner = log_sigmoid_floor(torch.linspace(-30, 15, 451), 0.0)
+        assert bool((inner.diff() > 0).all())
+        midpoint = log_sigmoid_floor((z[1:] + z[:-1]) / 2, 0.0)
+        assert bool((midpoint >= (u[1:] + u[:-1]) / 2 - 1e-9).all())
+
+
+def test_slope() -> None:
+    r, s, h = torch.linspace(-20, 20, 201, dtype=torch.float64), 0.3, 1e-5
+    slope = (log_sigmoid_floor((r + h) / s, 0.0) - log_sigmoid_floor((r - h) / s, 0.0)) / (2 * h)
+    torch.testing.assert_close(slope, torch.sigmoid(-r / s) / s, atol=1e-6, rtol=1e-6)
+
+
+def test_asymptotes() -> None:
+    left = torch.linspace(-30, -15, 50, dtype=torch.float64)
+    assert float((log_sigmoid_floor(left, 0.0) - left).abs().max()) < 1e-6
+    assert -3e-9 < log_sigmoid_floor(torch.tensor([20.0]), 0.0).item() < 0
+    assert -log_sigmoid_floor(torch.tensor([5.0]), 0.0).item() < 0.0068
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.01])
+def test_finite_far_out(eps: float) -> None:
+    assert bool(torch.isfinite(log_sigmoid_floor(torch.tensor([-1e4, 1e4]), eps)).all())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("place", ["scores", "gate", "matrix", "reference", "temperature"])
+def test_not_finite_is_refused(place: str, bad: float) -> None:
+    good = {"scores": torch.ones(2, 2), "gate": torch.ones(2), "matrix": torch.eye(2)}
+    good |= {"reference": torch.zeros(2), "temperature": torch.ones(2)}
+    good[place].view(-1)[0] = bad
+    with pytest.raises(ValueError, match="not finite"):
+        rewards(**good, aggregation=PAIR)
+    with pytest.raises(ValueError, match="not finite"):
+        log_sigmoid_floor(torch.tensor([bad]), 0.01)
+
+
+@given(seeds, st.floats(-5, 5), st.floats(0.1, 10))
+def test_shift_and_scale(seed: int, shift: float, scale: float) -> None:
+    r, refs, s = random(seed, 6, 2).double(), random(seed + 1, 16, 2).double(), torch.ones(2, dtype=torch.float64)
+    u = log_sigmoid_floor(center_and_scale(r, reference_value(refs, 0.85, "gaussian"), s), 0.0)
+    moved_refs = reference_value(scale * (refs + shift), 0.85, "gaussian")
+    moved = log_sigmoid_floor(center_and_scale(scale * (r + shift), moved_refs, scale * s), 0.0)
+    torch.testing.assert_close(moved, u, atol=1e-5, rtol=1e-5)
+    if abs(shift) > 0.1:  # a reference that does not move with the prompt must change the reward
+        fixed = log_sigmoid_floor(center_and_scale(r + shift, reference_value(refs, 0.85, "gaussian"), s), 0.0)
+        assert float((fixed - u).abs().max()) > 1e-4
+
+
+def test_limits_of_the_reference() -> None:
+    r, one = random(0, 8, 1).double(), torch.ones(1, dtype=torch.float64)
+    raw = log_sigmoid_floor(center_and_scale(r, 50 * one, one), 0.0)
+    torch.testing.assert_close(raw - raw[0], r - r[0], atol=1e-9, rtol=0)
+    flat = log_sigmoid_floor(center_and_scale(r, -50 * one, one), 0.0)
+    assert float(flat.abs().max()) < 1e-20
+
+
+@given(seeds)
+def test_rank_invariance(seed: int) -> None:
+    scores, gate = random(seed, 9, 3).double(), torch.rand(3, generator=torch.Generator().manual_seed(seed)).double()
+    reward = total(scores, gate, FINAL)
+    assert torch.equal(reward.argsort(), combine(scores, gate, FINAL)[:, 0].argsort())
+
+
+@given(finite, finite)
+def test_sum_is_log_of_product(a: float, b: float) -> None:
+    terms, _ = rewards(torch.tensor([[a, b]]), torch.ones(2), torch.eye(2), torch.zeros(2), torch.ones(2), PAIR)
+    product = torch.sigmoid(torch.tensor([a, b]).double()).prod().item()
+    assert math.exp(terms.double().sum().item()) == pytest.approx(product, rel=1e-4)
+
+
+def test_and_prefers_balance() -> None:
+    z = torch.tensor([[0.5, 0.5], [4.0, -2.0]])
+    balanced, lopsided = (2 * total(z, torch.ones(2), PAIR)).tolist()
+    assert (balanced, lopsided) == (pytest.approx(-0.948, abs=1e-3), pytest.approx(-2.145, abs=1e-3))
+    raw = combine(z, torch.ones(2), FINAL)[:, 0]
+    assert raw[1] > raw[0]
+
+
+@given(finite)
+def test_veto(other: float) -> None:
+    z = torch.tensor([[-1e4, other]])
+    assert total(z, torch.ones(2), PAIR).item() < -4000
+    floored = Aggregation("grouped", ((0,), (1,)), 0.0, 0.01)
+    assert total(z, torch.ones(2), floored).item() <= 0.5 * math.log(0.01) + 1e-6
+
+
+@given(st.lists(finite, min_size=2, max_size=5))
+def test_bounds(values: list[float]) -> None:
+    z = torch.tensor([values])
+    groups = tuple((k,) for k in range(len(values)))
+    u = len(values) * total(z, torch.ones(len(values)), Aggregation("grouped", groups, 0.0, 0.0)).item()
+    worst = logsigmoid(torch.tensor(min(values))).item()
+    assert len(values) * worst - 1e-4 <= u <= worst + 1e-4
+    assert worst <= min(0.0, min(values)) + 1e-6
+
+
+@given(st.permutations([0, 1, 2, 3]), seeds)
+def test_permutation(order: list[int], seed: int) -> None:
+    z, aggregation = random(seed, 3, 4), Aggregation("grouped", ((0,), (1,), (2,), (3,)), 0.0, 0.01)
+    torch.testing.assert_close(total(z[:, order], torch.ones(4), aggregation), total(z, torch.ones(4), aggregation))
+
+
+def test_share_moves_to_the_bottleneck() -> None:
+    z = torch.tensor([[-3.0, 3.0]], requires_grad=True)
+    total(z, torch.ones(2), PAIR).sum().backward()
+    assert z.grad is not None
+    assert (z.grad[0, 0] / z.grad.sum()).item() == pytest.approx(0.9526, abs=1e-4)
+
+
+def test_one_hot_and_uniform_gate() -> None:
+    z = random(3, 5, 2)
+    torch.testing.assert_close(total(z, torch.tensor([1.0, 0.0]), PAIR), logsigmoid(z[:, 0]))
+    torch.testing.assert_close(2 * total(z, torch.tensor([0.5, 0.5]), PAIR), logsigmoid(z).sum(1))
+
+
+@given(st.floats(1e-6, 1e6), seeds)
+def test_gate_scale_is_irrelevant(scale: float, seed: int) -> None:
+    z, gate = random(seed, 4, 4), random(seed, 4).softmax(-1)
+    aggregation = Aggregation("grouped", ((0, 2), (1, 3)), 0.2, 0.01)
+    torch.testing.assert_close(total(z, scale * gate, aggregation), total(z, gate, aggregation))
+
+
+@pytest.mark.parametrize(
+    ("kind", "groups", "floor", "eps", "message"),
+    [
+        ("mean", ((0,),), 0.0, 0.0, "aggregation.kind"),
+        ("grouped", (), 0.0, 0.0, "at least one group"),
+        ("grouped", ((0,), ()), 0.0, 0.0, "none of them empty"),
+        ("grouped", ((0,), (0,)), 0.0, 0.0, "twice"),
+        ("grouped", ((0,), (1,)), 0.6, 0.0, "weight_floor"),
+        ("grouped", ((0,), (1,)), -0.1, 0.0, "weight_floor"),
+        ("final_score", (), 0.0, 0.5, "probability_floor"),
+    ],
+)
+def test_bad_aggregations(
+    kind: str, groups: tuple[tuple[int, ...], ...], floor: float, eps: float, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Aggregation(kind, groups, floor, eps)
+
+
+def test_negative_gate_is_refused() -> None:
+    with pytest.raises(ValueError, match="negative"):
+        total(torch.ones(1, 2), torch.tensor([1.0, -0.1]), PAIR)
+
+
+def test_bad_temperature_and_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="want all > 0"):
+        center_and_scale(torch.ones(1, 1), torch.ones(1), torch.zeros(1))
+    with pytest.raises(ValueError, match="same number"):
+        center_and_scale(torch.ones(1, 2), torch.ones(1), torch.ones(2))
+
+
+def test_constant_objective_is_refused() -> None:
+    matrix = torch.eye(2)
+    matrix[1] -= torch.tensor([0.3, 1.0])
+    with pytest.raises(ValueError, match="verbosity"):
+        check_live_groups(matrix, PAIR, ["help", "verbosity"])
+    check_live_groups(torch.eye(2), PAIR, ["help", "verbosity"])
+
+
+def test_objective_in_no_group_drops_out() -> None:
+    aggregation = make_aggregation("grouped", {"q": ["a", "b"], "s": ["d"]}, 0.0, 0.0, ["a", "b", "c", "d"])
+    assert aggregation.group_indices == ((0, 1), (3,))
+    gate = torch.tensor([0.1, 0.3, 0.5, 0.1])
+    debiased = torch.tensor([[1.0, 2.0, 99.0, 3.0]])
+    torch.testing.assert_close(combine(debiased, gate, aggregation), torch.tensor([[1.75, 3.0]]))
+    torch.testing.assert_close(term_weights(gate, aggregation), torch.tensor([0.8, 0.2]))
+    with pytest.raises(ValueError, match="'z'"):
+        make_aggregation("grouped", {"q": ["z"]}, 0.0, 0.0, ["a"])
+
+
+def test_floor_and_empty_gate() -> None:
+    aggregation = Aggregation("grouped", ((0,), (1, 2)), 0.2, 0.0)
+    torch.testing.assert_close(term_weights(torch.tensor([1.0, 0.0, 0.0]), aggregation), torch.tensor([0.8, 0.2]))
+    torch.testing.assert_close(term_weights(torch.zeros(3), aggregation), torch.tensor([0.5, 0.5]))
+    combined = combine(torch.tensor([[5.0, 1.0, 3.0]]), torch.tensor([1.0, 0.0, 0.0]), aggregation)
+    torch.testing.assert_close(combined, torch.tensor([[5.0, 2.0]]))
+
+
+@given(st.lists(weight, min_size=4, max_size=4), st.floats(0, 0.5))
+def test_weights_sum_to_one_above_the_floor(gate: list[float], floor: float) -> None:
+    weights = term_weights(torch.tensor(gate), Aggregation("grouped", ((0, 3), (1,)), floor, 0.0))
+    assert weights.sum().item() == pytest.approx(1, abs=1e-5)
+    assert bool((weights >= floor - 1e-6).all())
+
+
+def test_debias_is_row_times_matrix() -> None:
+    matrix = torch.tensor([[1.0, 0.0], [-0.5, 0.0]])  # verbosity is column 1, its penalty on column 0 is .5
+    torch.testing.assert_close(debias(torch.tensor([[3.0, 2.0]]), matrix), torch.tensor([[2.0, 0.0]]))
+    with pytest.raises(ValueError, match="3 objectives"):
+        debias(torch.ones(1, 3), matrix)
+
+
+def test_final_score_equals_coefficient_form() -> None:
+    r, gate, matrix = random(1, 5, 4), random(2, 5, 4).softmax(-1), random(3, 4, 4)
+    torch.testing.assert_close(combined_scores(r, gate, matrix, FINAL)[:, 0], (r * (gate @ matrix.T)).sum(1))
+
+
+def test_batched_gate_equals_one_by_one() -> None:
+    scores, gates = random(1, 3, 4), random(2, 3, 4).softmax(-1)
+    aggregation = Aggregation("grouped", ((0, 1), (2, 3)), 0.1, 0.01)
+    fixed = (torch.eye(4), torch.zeros(2), torch.ones(2), aggregation)
+    terms, weights = rewards(scores, gates, *fixed)
+    for i in range(3):
+        terms_i, weights_i = rewards(scores[i : i + 1], gates[i], *fixed)
+        torch.testing.assert_close((terms[i], weights[i]), (terms_i[0], weights_i))
+
+
+def test_weight_scale_is_gamma() -> None:
+    anchor, z = random(1, 6).double().softmax(-1), random(2, 6, 2).double()
+    u, gamma, kappa = total(z, torch.ones(2, dtype=torch.float64), PAIR), 0.3, 7.0
+    one, other = (torch.softmax(anchor.log() + x, 0) for x in (kappa * u / gamma, u / (gamma / kappa)))
+    assert float((one - other).abs().max()) < 1e-12
+
+
+def tilt(utility: Tensor, kl: float) -> Tensor:
+    """The optimal policy [prompts, candidates] of a utility at this mean KL from uniform, by bisection on log gamma."""
+    low, high, uniform = -5.0, 5.0, math.log(utility.shape[1])
+    policy = torch.empty(0)
+    for _ in range(15):
+        gamma = (low + high) / 2
+        log_policy = torch.log_softmax(utility / math.exp(gamma), 1)
+        policy = log_policy.exp()
+        too_far = ((log_policy + uniform) * policy).sum(1).mean().item() > kl
+        low, high = (gamma, high) if too_far else (low, gamma)
+    return policy
+
+
+def test_toy_of_overoptimisation() -> None:
+    generator = torch.Generator().manual_seed(0)
+    spread = 1.5 * torch.exp(0.6 * torch.randn(400, 1, generator=generator, dtype=torch.float64))
+    base = spread * torch.randn(400, 2000, generator=generator, dtype=torch.float64)
+    poisoned = torch.rand(400, 2000, generator=generator) < 0.005
+    proxy, true = base + 6 * poisoned, base - 4 * poisoned
+    good = true > torch.quantile(true, 0.85, dim=1, keepdim=True)
+    z = proxy - torch.quantile(proxy, 0.85, dim=1, keepdim=True)
+    for utility, want_good, want_bad in ((proxy, 0.40, 0.15), (log_sigmoid_floor(z, 0.0), 0.62, 0.045)):
+        policy = tilt(utility, kl=1.0)
+        assert (policy * good).sum(1).mean().item() == pytest.approx(want_good, abs=0.03)
+        assert (policy * poisoned).sum(1).mean().item() == pytest.approx(want_bad, abs=0.03)
+
+
+def test_saturated_groups_stay_small() -> None:
+    spread = random(0, 2000, 1)
+    high, low = (log_sigmoid_floor(spread + centre, 0.0).std().item() for centre in (6.0, -6.0))
+    assert high < 0.05 * low
+
+
+@given(finite, st.floats(-5, -0.01))
+def test_truncated_twin_is_below(z: float, penalty: float) -> None:
+    terms, weights = rewards(torch.tensor([[z, z]]), torch.ones(2), torch.eye(2), torch.zeros(2), torch.ones(2), PAIR)
+    row = np.ones(2, np.float32)
+    whole, cut = (Reward(row, row, terms[0].numpy(), weights.numpy(), p) for p in (0.0, penalty))
+    assert cut.value < whole.value <= 0

@@ -1,0 +1,126 @@
+"""The configuration: every file in configs/ loads, and each mistake is named with what to write instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.config import BASE, Config, ConfigError, differing_keys, load_config, read_saved, save_config, to_dict
+
+CONFIGS = sorted(BASE.parent.glob("*.yaml"))
+VALID = ("aggregation.kind=final_score",)
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write_file(text: str, name: str = "run.yaml") -> Path:
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write_file
+
+
+def problems(path: Path, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, [*VALID, *overrides])
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_config_in_the_repository_loads(path: Path) -> None:
+    overrides = VALID if path == BASE else ()  # base.yaml groups nothing: a run names its own objectives
+    assert isinstance(load_config(path, overrides), Config)
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("learner.rank", "key learner.rank; the nearest valid key is learner.ranks"),
+        ("learner.sft.epoch", "key learner.sft.epoch; the nearest valid key is learner.sft.epochs"),
+        ("actors.thread", "key actors.thread; the nearest valid key is actors.threads"),
+        ("actors.groups_per_step", "key actors.groups_per_step; the nearest valid key is learner.groups_per_step"),
+        ("max_staleness", "key max_staleness; the nearest valid key is iteration.max_staleness"),
+        ("stage", "key stage; the nearest valid key is stages"),
+        ("lerner.ranks", "section lerner; the nearest valid section is learner"),
+        ("rewarders.num", "section rewarders; the nearest valid section is rewarder"),
+        ("learner.stf.epochs", "section learner.stf; the nearest valid section is learner.sft"),
+    ],
+)
+def test_a_mistyped_name_is_answered_with_the_nearest_one(key: str, near: str) -> None:
+    assert problems(BASE, f"{key}=1") == [f"unknown {near} (all keys: configs/base.yaml)"]
+
+
+def test_a_section_with_a_single_value_is_named(write) -> None:
+    found = problems(write("policy: gpt\niteration:\n"))
+    assert found == [
+        "policy is a section, got a single value; set its keys instead, such as policy.model",
+        "iteration is a section, got a single value; set its keys instead, such as iteration.num",
+    ]
+
+
+def test_all_problems_come_at_once() -> None:
+    found = problems(BASE, "iteration.max_staleness=2", "policy.dtype=float64", "stages=[fly]", "learner.ranks=0")
+    assert found == [
+        "policy.dtype is 'float64'; it must be one of float32, bfloat16",
+        "learner.ranks is 0; it must be between 1 and 10000",
+        "iteration.max_staleness is 2; it must be between 0 and 1",
+        "stages has 'fly'; the stages are sft, collect, reward_model, iterate, evaluate, export, report",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("aggregation.kind=grouped",), "aggregation.groups is empty"),
+        (("aggregation.kind=grouped", "aggregation.groups={a: [x]}"), "'x', which is not in rewarder.objectives"),
+        (("aggregation.kind=grouped", "aggregation.groups={a: [x], b: [x]}", "rewarder.objectives=[x]"), "'x' twice"),
+        (("learner.reward_model.verbosity=long",), "'long', which is not in rewarder.objectives"),
+        (("learner.ranks=3",), "not a multiple of learner.ranks 3"),
+        (("redis.capacity=100",), "below the window of 128 groups; raise it to 128"),
+    ],
+)
+def test_keys_that_contradict_one_another(overrides: tuple[str, ...], words: str) -> None:
+    assert any(words in line for line in problems(BASE, *overrides))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("actors.num=many", "actors.num: Value 'many'"),
+        ("actors.num=[", "not valid YAML"),
+        ("actors.num", "not of the form key=value"),
+        ("run.name=${oc.env:NOT_SET_ANYWHERE}", "run.name: "),
+    ],
+)
+def test_a_value_of_the_wrong_kind_names_its_key(override: str, words: str) -> None:
+    assert words in "\n".join(problems(BASE, override))
+
+
+def test_later_layers_win(write) -> None:
+    write("run: {seed: 1, name: one}\nactors: {num: 2}\n", "first.yaml")
+    path = write("base: first.yaml\nrun: {seed: 2}\n")
+    config = load_config(path, [*VALID, "actors.num=3"])
+    assert (config.run.name, config.run.seed, config.actors.num) == ("one", 2, 3)
+
+
+def test_a_circular_base_is_refused(write) -> None:
+    write("base: run.yaml\n", "other.yaml")
+    assert "run.yaml -> other.yaml" in problems(write("base: other.yaml\n"))[0]
+
+
+@pytest.mark.parametrize(("text", "words"), [("- 1\n", "mapping of sections"), ("a: [", "not valid YAML")])
+def test_files_that_are_no_configuration(write, text: str, words: str) -> None:
+    assert words in problems(write(text))[0]
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    assert "no such configuration file" in problems(tmp_path / "none.yaml")[0]
+
+
+def test_what_was_saved_differs_in_what_was_changed(tmp_path: Path) -> None:
+    save_config(load_config(BASE, VALID), tmp_path / "config.yaml")
+    saved = read_saved(tmp_path / "config.yaml")
+    assert differing_keys(to_dict(load_config(BASE, VALID)), saved) == []
+    changed = load_config(BASE, [*VALID, "run.seed=7", "learner.sft.epochs=2"])
+    assert differing_keys(to_dict(changed), saved) == ["learner.sft.epochs", "run.seed"]

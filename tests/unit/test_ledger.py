@@ -1,0 +1,163 @@
+"""The accounting law, the window law and the cursor rule, under any order of arrival and any cut."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.ledger import BatchAssembler, Ledger, LedgerError, window_end
+from common.types import Prompt, Reward, Rollout, RolloutGroup, ScoredGroup, ScoredRecord, SlotDropped
+
+
+def scored(slot: int) -> ScoredGroup:
+    one = np.ones(1, np.float32)
+    ids = np.ones(1, np.int32)
+    group = RolloutGroup(slot, Prompt("p", (), ids, {}), (Rollout("r", ids, one, "stop", ((0, 0),)),))
+    return ScoredGroup(group, (Reward(one, one, one, one, 0.0),), 0, "anchor")
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> list[ScoredRecord]:
+    """Each slot once, some dropped, in any order, with redeliveries."""
+    num = draw(st.integers(1, 24))
+    dropped = draw(st.sets(st.integers(0, num - 1)))
+    order = draw(st.permutations(range(num)))
+    repeats = draw(st.lists(st.integers(0, num - 1), max_size=5))
+    return [SlotDropped(slot, "why") if slot in dropped else scored(slot) for slot in [*order, *repeats]]
+
+
+def expected(stream: list[ScoredRecord], size: int) -> list[list[int]]:
+    alive = sorted({record.group.slot for record in stream if isinstance(record, ScoredGroup)})
+    return [alive[at : at + size] for at in range(0, len(alive) - size + 1, size)]
+
+
+def drain(assembler: BatchAssembler, first_step: int) -> list[list[int]]:
+    batches = []
+    while assembler.ready():
+        groups = assembler.take(first_step + len(batches))
+        batches.append([group.group.slot for group in groups])
+    return batches
+
+
+def test_window_end_by_hand() -> None:
+    assert window_end(0, 0, 8) == 8
+    assert window_end(13, 1, 8) == 29
+
+
+@given(streams(), st.integers(1, 5))
+def test_any_arrival_order_gives_the_same_batches(stream: list[ScoredRecord], size: int) -> None:
+    assembler = BatchAssembler(Ledger(), size)
+    batches: list[list[int]] = []
+    for at, record in enumerate(stream):
+        assembler.offer(f"{at + 1}-0", record)
+        batches += drain(assembler, len(batches))
+    assert batches == expected(stream, size)
+    slots = {record.slot if isinstance(record, SlotDropped) else record.group.slot for record in stream}
+    assert assembler.ledger.audit(len(slots), assembler.buffered_slots()) == []
+
+
+@given(streams(), st.integers(1, 5), st.data())
+@settings(max_examples=200)
+def test_a_restore_at_any_point_gives_the_same_batches(
+    stream: list[ScoredRecord], size: int, data: st.DataObject
+) -> None:
+    """Cut anywhere, between any two calls; go on from the JSON with what stands after the saved cursor."""
+    calls = data.draw(st.integers(0, len(stream)))
+    take_before_cut = data.draw(st.booleans())
+    assembler, done = BatchAssembler(Ledger(), size), []
+    for at in range(calls):
+        assembler.offer(f"{at + 1}-0", stream[at])
+        if at + 1 < calls or take_before_cut:
+            done += drain(assembler, len(done))
+    restored = BatchAssembler(Ledger.from_dict(json.loads(json.dumps(assembler.ledger.to_dict()))), size)
+    start = int(restored.read_cursor.split("-")[0])
+    for at in range(start, len(stream)):
+        restored.offer(f"{at + 1}-0", stream[at])
+        done += drain(restored, len(done))
+    assert done == expected(stream, size)
+
+
+@given(st.integers(0, 3), st.integers(1, 4), st.data())
+def test_the_window_bounds_staleness(max_staleness: int, size: int, data: st.DataObject) -> None:
+    """Slots start at the version of the moment the window lets them; each is trained at most max_staleness later."""
+    assembler = BatchAssembler(Ledger(), size)
+    started: dict[int, int] = {}
+    flying: list[int] = []
+    version = 0
+    for cursor in range(60):
+        end = window_end(assembler.ledger.ended, max_staleness, size)
+        fresh = [slot for slot in range(end) if slot not in started]
+        started |= dict.fromkeys(fresh, version)
+        flying += fresh
+        assert flying, "the window must never starve the learner"
+        slot = flying.pop(data.draw(st.integers(0, len(flying) - 1)))
+        is_dropped = data.draw(st.booleans())
+        assembler.offer(f"{cursor + 1}-0", SlotDropped(slot, "why") if is_dropped else scored(slot))
+        while assembler.ready():
+            for group in assembler.take(version):
+                assert version - started[group.group.slot] <= max_staleness
+            version += 1
+
+
+def test_the_cursor_stands_before_the_earliest_untrained_record() -> None:
+    assembler = BatchAssembler(Ledger(), 2)
+    for at, slot in enumerate([0, 3, 1, 2]):
+        assembler.offer(f"{at + 1}-0", scored(slot))
+    assert assembler.ledger.cursor == "0-0"
+    assembler.take(0)  # slots 0 and 1; slot 3, read second, still waits
+    assert assembler.ledger.cursor == assembler.safe_cursor() == "1-0"
+    assembler.take(1)
+    assert assembler.ledger.cursor == assembler.read_cursor == "4-0"
+
+
+def test_redelivery_is_recognised() -> None:
+    assembler = BatchAssembler(Ledger(), 1)
+    assert assembler.offer("1-0", scored(0))
+    assert not assembler.offer("2-0", scored(0))
+    assembler.take(0)
+    assert not assembler.offer("3-0", scored(0))
+    assert not assembler.offer("4-0", SlotDropped(0, "late"))
+    assert assembler.ledger.trained == {0: 0}
+    assert assembler.ledger.dropped == {}
+
+
+def test_taking_too_early_is_an_error() -> None:
+    assembler = BatchAssembler(Ledger(), 2)
+    assembler.offer("1-0", scored(1))
+    assert not assembler.ready()
+    with pytest.raises(LedgerError, match="step 4 has 0 groups of 2"):
+        assembler.take(4)
+
+
+def test_a_slot_ends_once() -> None:
+    ledger = Ledger()
+    ledger.train(0, 5)
+    with pytest.raises(LedgerError, match="slot 0 was trained at step 5"):
+        ledger.drop(0, "why")
+    ledger.drop(1, "poison")
+    with pytest.raises(LedgerError, match=r"slot 1 was dropped \(poison\)"):
+        ledger.train(1, 6)
+    assert (ledger.ended, ledger.next_slot) == (2, 2)
+
+
+def test_the_audit_names_every_violation() -> None:
+    ledger = Ledger()
+    for slot, step in ((0, 0), (1, 2), (2, 1)):
+        ledger.train(slot, step)
+    ledger.drop(4, "why")
+    assert ledger.audit(6, {3, 5})[0].endswith("[2]")
+    problems = "; ".join(ledger.audit(5, {0, 7}))
+    for part in ("still in flight: [0]", "lost (in no state): [3]", "only 5 were admitted: [7]"):
+        assert part in problems
+
+
+def test_the_saved_form_is_compact() -> None:
+    ledger = Ledger()
+    for slot in range(10_000):
+        ledger.train(slot, slot // 100)
+    assert len(json.dumps(ledger.to_dict())) < 3_000
+    assert Ledger.from_dict(ledger.to_dict()).trained == ledger.trained

