@@ -25,9 +25,12 @@ def main() -> None:
     config, stages = read(arguments)
     preflight(config, stages, arguments)
     write_run_files(config)
-    with ExitStack() as cleanup:
-        stop_on_signals()
-        run(config, stages, cleanup)
+    signals = StopSignals()
+    try:
+        with ExitStack() as cleanup:
+            run(config, stages, cleanup)
+    except SystemExit as stop:  # inside ray.get, Ray replaces the exit's code by 1
+        raise SystemExit(128 + signals.received if signals.received else stop.code) from None
     say(f"run: {config.run_dir}")
 
 
@@ -91,16 +94,19 @@ def run(config: Config, stages: list[str], cleanup: ExitStack) -> None:
         fail(f"error: {error}", code=1)
 
 
-def stop_on_signals() -> None:
+class StopSignals:
     """SIGINT and SIGTERM become an exit, so that cleanup runs; a second one ends the process at once."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def __init__(self) -> None:
+        self.received: int | None = None
+        signal.signal(signal.SIGINT, self._stop)
+        signal.signal(signal.SIGTERM, self._stop)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
         print(f"{signal.Signals(number).name}: stopping; go on later with --resume", file=sys.stderr, flush=True)
+        self.received = number
         raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from vllm import AsyncEngineArgs, SamplingParams
@@ -26,6 +25,7 @@ from vllm.v1.engine.output_processor import RequestOutputCollector
 
 from actors.prompts import SampleRequest
 from common.config import ActorsConfig, PolicyConfig
+from common.models import local_directory
 from common.types import FloatArray, IntArray, Rollout
 
 MAX_ENGINE_START_S = 600
@@ -43,7 +43,7 @@ class Engine:
         _set_cpu_environment(actors)
         self._actors, self._shm, self._next_id, self._loads = actors, shm, 0, 0
         self._version = -1
-        model = local_model(model, policy.revision)
+        model = str(local_directory(model, policy.revision))
         self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
         self._llm = AsyncLLM.from_engine_args(_engine_args(model, policy, actors, max_prompt_tokens))
         self._model = Path(model)
@@ -132,13 +132,6 @@ class Engine:
             raise WeightsError(f"published weights lack {len(missing)} of the model's tensors, first {missing[0]}")
         if extra := sorted(set(names) - expected):
             raise WeightsError(f"published weights have {len(extra)} tensors that the model lacks, first {extra[0]}")
-
-
-def local_model(model: str, revision: str | None) -> str:
-    """The directory of a model named by directory or Hub id (downloaded to this node's cache if it is not there)."""
-    if Path(model).is_dir():
-        return model
-    return snapshot_download(model, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"])
 
 
 def parameter_names(model: Path) -> set[str]:

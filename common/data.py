@@ -22,6 +22,7 @@ from common.sources import DataError, Fields, fields_of, raw_rows, short
 from common.types import Message
 
 ROLES = ("system", "user", "assistant")
+SIDES = ("chosen", "rejected")
 PROMPT_KEYS = ("prompt", "context_messages")  # the second is the column of the RLHFlow prompt sets
 MAX_PROBLEMS = 20
 Row = TypeVar("Row")
@@ -147,11 +148,24 @@ def _rated_response(fields: Fields) -> RatedResponse:
 
 
 def _preference_pair(fields: Fields) -> PreferencePair:
+    fields = _with_prompt(fields)
     read = functools.partial(_text, fields, may_be_empty=True)
     pair = PreferencePair(_messages(fields), read("chosen"), read("rejected"))
     if pair.chosen == pair.rejected:
         raise DataError(f'"chosen" and "rejected" are the same text, {short(pair.chosen)}; remove the row')
     return pair
+
+
+def _with_prompt(fields: Fields) -> Fields:
+    """The row with its prompt taken out of "chosen" and "rejected", where those are whole conversations (a common form)."""
+    turns = [fields.get(side) for side in SIDES]
+    if any(not isinstance(side, Sequence) or isinstance(side, str) or not side for side in turns):
+        return fields
+    chosen, rejected = ([_message(side, turn) for turn in cast(Sequence[object], fields[side])] for side in SIDES)
+    if chosen[:-1] != rejected[:-1] or {chosen[-1].role, rejected[-1].role} != {"assistant"}:
+        raise DataError('"chosen" and "rejected" must be the same conversation up to a last turn of the assistant')
+    prompt = [{"role": turn.role, "content": turn.content} for turn in chosen[:-1]]
+    return {"prompt": prompt, "chosen": chosen[-1].content, "rejected": rejected[-1].content}
 
 
 def _messages(fields: Fields) -> tuple[Message, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -43,10 +44,12 @@ class Cluster:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         shared: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         if cluster.address is None:
             context = ray.init(include_dashboard=cluster.dashboard, **shared)
         else:
             context = ray.init(address=cluster.address, **shared)
+        signal.signal(signal.SIGTERM, on_sigterm)  # ray.init puts its own there, which aborts without cleaning up
         return cast("str | None", context.dashboard_url) or None
 
     def make_learners(self) -> None:

@@ -50,8 +50,9 @@ class Paths:
     """What stage iterate reads and writes."""
 
     run: Path
-    anchor: Path
-    reward_model: Path
+    anchor: str
+    anchor_directory: Path
+    reward_model: str
 
 
 class Loop:
@@ -62,7 +63,7 @@ class Loop:
     ):
         self._config, self._cluster, self._queue, self._address, self._paths = config, cluster, queue, address, paths
         self._prompts = prompts
-        self._publisher = Publisher(cluster, paths.anchor, prompts, config.actors.sync_tolerance)
+        self._publisher = Publisher(cluster, paths.anchor_directory, prompts, config.actors.sync_tolerance)
         names = step_names(config.rewarder.objectives)
         self._metrics = StepLog(paths.run / "metrics.jsonl", names)
         self._samples = StepLog(paths.run / "samples.jsonl")
@@ -93,7 +94,7 @@ class Loop:
             say(f"resuming from {found.name}")
         self._metrics.cut(self._state.step if found else -1)
         self._samples.cut(self._state.step if found else -1)
-        arguments = (str(self._paths.anchor), self._address, str(found) if found else None)
+        arguments = (self._paths.anchor, self._address, str(found) if found else None)
         self._cluster.call_all(self._cluster.learners, "start_policy", *arguments)
         self._cluster.call_all(self._cluster.rewarders, "serve", self._address)
         per_actor = -(-self._config.learner.groups_per_step // self._config.actors.num)
@@ -111,7 +112,7 @@ class Loop:
         self._cluster.call_all(self._cluster.rewarders, "set_references", references, key)
         self._cluster.call_all(self._cluster.actors, "set_iteration", self._cluster.put(part), state.first_slot)
         if fresh and state.iteration > 0 and config.iteration.policy_start == "reset":
-            self._cluster.call_all(self._cluster.learners, "reset_policy", str(self._paths.anchor))
+            self._cluster.call_all(self._cluster.learners, "reset_policy", self._paths.anchor)
         self._sync_difference = self._publisher.policy(state.step).max_logprob_diff
         if state.step == 0:
             gold = judge_policy(self._cluster, config, self._eval_prompts, 0, self._paths.run / "evaluations")

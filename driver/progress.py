@@ -26,7 +26,9 @@ class Progress:
 
     def reach(self, done: int, values: Mapping[str, float] | None = None) -> None:
         """Says that `done` of the total are done."""
-        self._done = done
+        repeated, self._done = self._done >= self._total, done
+        if repeated:
+            return
         now = time.monotonic()
         if done < self._total and now - self._printed < EVERY_S:
             return

@@ -27,14 +27,14 @@ from rewarder.worker import ReferenceSamples
 CHUNK_PROMPTS = 128
 
 
-def references_key(config: Config, shard: Sequence[Prompt], anchor: Path, reward_model: Path) -> str:
+def references_key(config: Config, shard: Sequence[Prompt], anchor: str, reward_model: str) -> str:
     """The key of this shard's references."""
     sampling = {"temperature": config.actors.temperature, "top_p": config.actors.top_p, "seed": config.run.seed}
     return reference_key(
         {
-            "rm_hash": directory_hash(reward_model),
+            "rm_hash": model_hash(reward_model),
             "aggregation": str(sorted(asdict(config.aggregation).items())),
-            "anchor_hash": directory_hash(anchor),
+            "anchor_hash": model_hash(anchor),
             "sampling": str((config.aggregation.references_per_prompt, config.actors.max_response_tokens, sampling)),
             "template": hashlib.sha256(b"".join(prompt.token_ids.tobytes() for prompt in shard)).hexdigest(),
             "prompt_ids": " ".join(prompt.prompt_id for prompt in shard),
@@ -81,9 +81,10 @@ def sample_prompts(
     return [rollouts for answer in cluster.scatter(cluster.actors, "sample", arguments) for rollouts in answer]
 
 
-def directory_hash(directory: Path) -> str:
+def model_hash(model: str) -> str:
     """SHA-256 over the names and contents of a model directory's files; of the name itself for a Hub id."""
-    digest = hashlib.sha256(b"" if directory.is_dir() else str(directory).encode())
+    directory = Path(model)
+    digest = hashlib.sha256(b"" if directory.is_dir() else model.encode())
     for file in sorted(directory.glob("*.safetensors")) + sorted(directory.glob("*.json")):
         digest.update(file.name.encode())
         with file.open("rb") as opened:

@@ -37,7 +37,9 @@ COLOURS = {
 }
 STACK = ("blue", "orange", "green", "purple", "sky", "red")
 CARD, SPARK = (352, 172), (140, 80)
-SMOOTH_FROM, SMOOTH_STEPS, MARKED_UP_TO, MOST_TICKS = 20, 5, 8, 6
+MARKED_UP_TO, MOST_TICKS = 8, 6
+SMOOTH_FROM, SMOOTH_SPARK_FROM = 20, 200  # measured steps
+SMOOTH_STEPS, SMOOTH_SHARE = 5, 15  # the running mean spans a fifteenth of the run, at least 5 steps
 UNUSED = re.compile(
     r"<metadata>.*?</metadata>|<style.*?</style>| font-family: [^;]*;| transform=\"rotate\(-0 .*?\"", re.S
 )
@@ -108,7 +110,7 @@ def interval_chart(steps: Steps, at: Sequence[float], points: Sequence[Interval]
 def spark(steps: Steps, values: Sequence[float], colour: str, scale: Scale, label: str) -> str:
     """A small chart of a row that shares its span, so that slopes compare."""
     figure, axes = _small()
-    _line(axes, steps.values, values, colour, False)
+    _line(axes, steps.values, values, colour, len(values) >= SMOOTH_SPARK_FROM)
     _finish(axes, steps, scale, small=True)
     return _svg(figure, label)
 
@@ -160,8 +162,9 @@ def _line(axes: Axes, x: Sequence[float], values: Sequence[float], colour: str, 
 
 
 def _running_mean(values: Sequence[float]) -> list[float]:
-    """Mean of the known values of up to SMOOTH_STEPS steps, centred."""
-    half, known = SMOOTH_STEPS // 2, np.asarray(values, float)
+    """Mean of the known values of the steps around each step."""
+    known = np.asarray(values, float)
+    half = max(SMOOTH_STEPS, len(known) // SMOOTH_SHARE) // 2
     windows = [known[max(0, at - half) : at + half + 1] for at in range(len(known))]
     means = [float(np.nansum(window) / max(np.isfinite(window).sum(), 1)) for window in windows]
     return [mean if math.isfinite(value) else math.nan for mean, value in zip(means, known, strict=True)]
@@ -179,7 +182,7 @@ def _finish(axes: Axes, steps: Steps, scale: Scale, small: bool = False) -> None
     axes.grid(axis="y", color=COLOURS["rule"], linewidth=0.8)
     axes.set_axisbelow(True)
     for border in steps.borders:
-        axes.axvline(border, color=COLOURS["muted"], linewidth=0.7, alpha=0.6, zorder=0.5)
+        axes.axvline(border, color=COLOURS["muted"], linewidth=0.7, alpha=0.3 if small else 0.6, zorder=0.5)
     if math.isfinite(scale.level):
         axes.axhline(scale.level, color=COLOURS["red"], linewidth=1.2, linestyle=(0, (1, 2)), zorder=3)
     axes.tick_params(length=0, labelsize=9 if small else 10, labelcolor=COLOURS["muted"], pad=3)
@@ -194,7 +197,7 @@ def _x_axis(axes: Axes, steps: Steps, small: bool) -> None:
     ends: list[float] = sorted({first, last}.union(() if small else steps.borders))
     few = small or 0 < len(steps.borders) <= MOST_TICKS
     axes.xaxis.set_major_locator(FixedLocator(ends) if few else MaxNLocator(MOST_TICKS, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}"))
 
 
 def _y_axis(axes: Axes, scale: Scale, small: bool) -> None:

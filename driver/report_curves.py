@@ -6,8 +6,9 @@ Called by driver/report.py with a run's records; returns the HTML of the section
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from driver.report_charts import STACK, Scale, Steps, interval_chart, line_chart, stacked_chart, two_line_charts
 from driver.report_data import RunFiles
@@ -86,9 +87,8 @@ PLAIN = (
 def curves_section(run: RunFiles, steps: Steps) -> str:
     intro = (
         "One point is one step: a new policy version. Vertical lines are the borders of iterations. Where a line is "
-        "noisy, the faint one is each step and the bold one the mean of the 5 steps around it. Numbers are the "
-        "first and last step's. Blue is the reward model's view, green the judge's, purple the policy, grey the "
-        "machinery."
+        "noisy, the faint one is each step and the bold one the mean of the steps around it. Numbers are the first and "
+        "last step's. Blue is the reward model's view, green the judge's, purple the policy, grey the machinery."
     )
     plain = {curve.name: _plain(run, steps, curve, Scale(smooth=True)) for curve in PLAIN}
     reward = _plain(run, steps, REWARD, Scale(smooth=True, level=math.log(0.5)))
@@ -99,15 +99,20 @@ def curves_section(run: RunFiles, steps: Steps) -> str:
     return section("curves", "Curves", intro, f'<div class="grid">{"".join(cards)}</div>')
 
 
-def _card(title: str, unit: str, values: str, chart: str, caption: str, legend: str = "") -> str:
-    head = f"<header><h3>{title} <span class='unit'>{unit}</span></h3><span class='unit'>{values}</span></header>"
-    return f"<figure>{head}{legend}{chart}<figcaption>{caption}</figcaption></figure>\n"
+def _card(
+    title: str, unit: str, values: Sequence[float], chart: Callable[[], str], caption: str, legend: str = ""
+) -> str:
+    """A chart under its title, drawn only if one of the values was measured."""
+    head = f"<h3>{title} <span class='unit'>{unit}</span></h3><span class='unit'>{first_to_last(values)}</span>"
+    absent = '<p class="absent">Not measured in this run.</p>'
+    drawn = legend + chart() if any(map(math.isfinite, values)) else absent
+    return f"<figure><header>{head}</header>{drawn}<figcaption>{caption}</figcaption></figure>\n"
 
 
 def _plain(run: RunFiles, steps: Steps, curve: Curve, scale: Scale) -> str:
     values = run.series(curve.name)
-    chart = line_chart(steps, values, curve.colour, scale, f"{curve.title} over steps")
-    return _card(curve.title, curve.unit, first_to_last(values), chart, curve.caption)
+    chart = partial(line_chart, steps, values, curve.colour, scale, f"{curve.title} over steps")
+    return _card(curve.title, curve.unit, values, chart, curve.caption)
 
 
 def _gold_card(run: RunFiles, steps: Steps) -> str:
@@ -116,13 +121,13 @@ def _gold_card(run: RunFiles, steps: Steps) -> str:
     at, points = [float(gold.step or 0) for gold in judged], [gold.gold for gold in judged]
     caption = "The judge's mean on held-out prompts, with 95 % intervals. Healthy: rises with the gated score."
     caption += f" Dotted: the scripted ideal, {number(ideal)}." if math.isfinite(ideal) else ""
-    chart = interval_chart(steps, at, points, ideal, "Gold over steps")
-    return _card("Gold", "judge", first_to_last([point.mean for point in points]), chart, caption)
+    chart = partial(interval_chart, steps, at, points, ideal, "Gold over steps")
+    return _card("Gold", "judge", [point.mean for point in points], chart, caption)
 
 
 def _length_card(run: RunFiles, steps: Steps) -> str:
     tokens, truncated = run.series("rollout/response_tokens"), run.series("rollout/truncated_frac")
-    chart = two_line_charts(steps, tokens, truncated, "Response tokens and truncated share over steps")
+    chart = partial(two_line_charts, steps, tokens, truncated, "Response tokens and truncated share over steps")
     known = [value for value in truncated if math.isfinite(value)]
     share = f", {100 * sum(known) / len(known):.2g} % over the run" if known else ""
     legend = _legend([("purple", "mean tokens"), ("orange", f"share truncated{share}")])
@@ -130,32 +135,33 @@ def _length_card(run: RunFiles, steps: Steps) -> str:
         "Length, and the share of responses cut off at the limit. Healthy: no drift that the task does not ask for, "
         "few cut off; steady growth often means that the reward model likes length."
     )
-    return _card("Response length", "tokens", first_to_last(tokens), chart, caption, legend)
+    return _card("Response length", "tokens", tokens, chart, caption, legend)
 
 
 def _sync_card(run: RunFiles, steps: Steps) -> str:
     measured, tolerance = run.series("sync/max_logprob_diff"), run.settings.sync_tolerance
     values = [max(value, LOWEST_DRAWN) for value in measured]
     scale = Scale(log=True, level=tolerance)
-    chart = line_chart(steps, values, "muted", scale, "Largest log-prob difference after each weight update")
+    chart = partial(line_chart, steps, values, "muted", scale, "Largest log-prob difference after each weight update")
     known = f" Dotted: the tolerance, {number(tolerance)}." if math.isfinite(tolerance) else ""
     caption = (
         "Largest difference between the engines' and the learner's log-probs on a probe, after each weight update: "
         f"proof that the engines have the new weights. Healthy: far below the tolerance.{known}"
     )
-    return _card("Weight sync", "nats, log scale", first_to_last(measured), chart, caption)
+    return _card("Weight sync", "nats, log scale", measured, chart, caption)
 
 
 def _staleness_card(run: RunFiles, steps: Steps) -> str:
     values, limit = run.series("staleness/mean"), run.settings.max_staleness
     high = 1.2 * max(value for value in (*values, limit, 0.8) if math.isfinite(value))
-    chart = line_chart(steps, values, "muted", Scale(low=-0.06 * high, high=high, level=limit), "Staleness over steps")
+    scale = Scale(low=-0.06 * high, high=high, level=limit)
+    chart = partial(line_chart, steps, values, "muted", scale, "Staleness over steps")
     known = f" Dotted: the limit, {number(limit)}." if math.isfinite(limit) else ""
     caption = (
         "How many versions old the policy was that sampled what the step trained on. Healthy: at most the "
         f"limit.{known}"
     )
-    return _card("Staleness", "policy versions, mean", first_to_last(values), chart, caption)
+    return _card("Staleness", "policy versions, mean", values, chart, caption)
 
 
 def _time_card(run: RunFiles, steps: Steps) -> str:
@@ -163,12 +169,12 @@ def _time_card(run: RunFiles, steps: Steps) -> str:
     parts = [run.series(name) for name in names]
     words = [name.removeprefix("time/").removesuffix("_s") for name in names]
     legend = _legend([(STACK[at % len(STACK)], safe(word)) for at, word in enumerate(words)])
-    chart = stacked_chart(steps, parts, "Seconds of each step by part")
+    chart = partial(stacked_chart, steps, parts, "Seconds of each step by part")
     caption = (
         "Where a step's seconds go: wait is sampling and scoring, publish the new weights, checkpoint also the "
         "judging at the end of an iteration. Healthy: level; the largest part is what to speed up."
     )
-    return _card("Time", "s per step", first_to_last(run.series("time/step_s")), chart, caption, legend)
+    return _card("Time", "s per step", run.series("time/step_s"), chart, caption, legend)
 
 
 def _legend(entries: Sequence[tuple[str, str]]) -> str:

@@ -17,8 +17,8 @@ MOST_CHARACTERS = 4000
 
 def samples_section(samples: Sequence[Sample]) -> str:
     intro = (
-        "Responses spread over the run; click one for everything its reward was made of. Healthy: later responses "
-        "read better, not only score better."
+        "Responses spread over the run; click one for everything its reward was made of. A full bar is the largest "
+        "score or gate weight of this list. Healthy: later responses read better, not only score better."
     )
     if not samples:
         return section("samples", "Samples", intro, absent("samples.jsonl", "stage iterate"))

@@ -69,7 +69,8 @@ def objectives_section(run: RunFiles, steps: Steps) -> str:
     scores = {name: run.series(f"reward/{name}") for name in run.objectives}
     gates = {name: run.series(f"gate/{name}") for name in run.objectives}
     known = [value for values in gates.values() for value in values if math.isfinite(value)]
-    scales, gate = same_span(list(scores.values())), Scale(low=0.0, high=1.1 * max(known, default=1.0) or 1.0)
+    top = max(known, default=1.0) or 1.0
+    scales, gate = same_span(list(scores.values())), Scale(low=-0.04 * top, high=1.1 * top)
     cells = [
         _cell(
             name,

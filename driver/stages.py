@@ -24,6 +24,7 @@ from common.address import QueueAddress
 from common.config import Config
 from common.data import read_prompts, write_jsonl
 from common.judge import JudgeItem, Labels, load_function
+from common.models import absolute, local_directory
 from common.queue import Queue
 from common.redis_server import EmbeddedRedis
 from common.types import Prompt
@@ -58,20 +59,25 @@ class Run:
     policy_loaded: bool = False
 
     @property
-    def anchor(self) -> Path:
-        """The SFT policy: made by stage sft, or policy.model itself."""
-        made = self.directory / "sft"
+    def anchor(self) -> str:
+        """The SFT policy: made by stage sft, or policy.model itself; an absolute directory or a Hub id."""
         if "sft" in self.config.stages:
-            return made
+            return str((self.directory / "sft").resolve())
         assert self.config.policy.model is not None, "the preflight asks for a policy"
-        return Path(self.config.policy.model)
+        return absolute(self.config.policy.model)
 
     @property
-    def reward_model(self) -> Path:
+    def anchor_directory(self) -> Path:
+        """The anchor's files on the driver's node."""
+        return local_directory(self.anchor, self.config.policy.revision)
+
+    @property
+    def reward_model(self) -> str:
+        """Version 0: made (or calibrated) by stage reward_model, or rewarder.model itself."""
         if "reward_model" in self.config.stages:
-            return self.directory / "rm" / "version_0"
+            return str((self.directory / "rm" / "version_0").resolve())
         assert self.config.rewarder.model is not None, "the preflight asks for a reward model"
-        return Path(self.config.rewarder.model)
+        return absolute(self.config.rewarder.model)
 
     def prompts(self, source: str, limit: int | None = None) -> list[Prompt]:
         """A prompt file through the policy's chat template."""
@@ -131,9 +137,9 @@ def run_collect(run: Run) -> None:
     judge, data = run.config.judge, run.config.data
     assert judge.labeler is not None and data.prompts is not None, "the preflight asks for both"
     prompts = run.prompts(data.prompts, judge.collect_prompts or None)
-    run.cluster.call_all(run.cluster.learners, "load_anchor", str(run.anchor.resolve()))
+    run.cluster.call_all(run.cluster.learners, "load_anchor", run.anchor)
     run.await_engines()
-    Publisher(run.cluster, run.anchor, prompts, run.config.actors.sync_tolerance).anchor()
+    Publisher(run.cluster, run.anchor_directory, prompts, run.config.actors.sync_tolerance).anchor()
     sampled = sample_prompts(run.cluster, prompts, judge.collect_responses, run.config.run.seed, "collect")
     ratings: list[dict[str, object]] = []
     pairs: list[dict[str, object]] = []
@@ -157,7 +163,7 @@ def run_reward_model(run: Run) -> None:
     ratings = str(_collected(run, "ratings")) if collected else data.ratings
     pairs = str(_collected(run, "preferences")) if collected else data.preferences
     target = run.directory / "rm" / "version_0"
-    report = _on_learners(run, "reward_model", str(run.anchor.resolve()), ratings, pairs, str(target.resolve()))
+    report = _on_learners(run, "reward_model", run.anchor, ratings, pairs, str(target.resolve()))
     say(
         f"  held-out pair accuracy {report['rm/pair_accuracy']:.3f} (uniform gate "
         f"{report['rm/pair_accuracy_uniform_gate']:.3f}, {report['rm/held_out_pairs']:.0f} pairs)"
@@ -171,9 +177,9 @@ def run_iterate(run: Run) -> None:
     held_out = run.prompts(data.eval_prompts, config.evaluate.prompts) if data.eval_prompts else []
     queue, address = _open_queue(run)
     run.await_engines()
-    model = str(run.reward_model.resolve()) if run.reward_model.is_dir() else str(run.reward_model)
-    run.cluster.call_all(run.cluster.rewarders, "load", model, config.rewarder.revision)
-    paths = Paths(run.directory, run.anchor.resolve(), Path(model))
+    revision = None if Path(run.reward_model).is_dir() else config.rewarder.revision
+    run.cluster.call_all(run.cluster.rewarders, "load", run.reward_model, revision)
+    paths = Paths(run.directory, run.anchor, run.anchor_directory, run.reward_model)
     loop = Loop(config, run.cluster, queue, address, paths, prompts)
     loop.run(held_out)
     run.policy_loaded = True
@@ -197,9 +203,7 @@ def run_export(run: Run) -> None:
         found = checkpoint.newest(run.directory / "checkpoints")
         if found is None:
             raise StageError("there is no checkpoint to export; run stage iterate first")
-        run.cluster.call_all(
-            run.cluster.learners, "start_policy", str(run.anchor.resolve()), address, str(found.resolve())
-        )
+        run.cluster.call_all(run.cluster.learners, "start_policy", run.anchor, address, str(found.resolve()))
     target = run.directory / "export" / "policy"
     run.cluster.call_all(run.cluster.learners, "export", str(target.resolve()))
     say(f"  policy: {target}")
@@ -238,9 +242,12 @@ SECTIONS = {
 def _on_learners(run: Run, method: str, *arguments: object) -> dict[str, float]:
     """Calls a long method on every rank, showing rank 0's progress until all have answered; rank 0's answer."""
     cluster, shown, progress = run.cluster, "", Progress("", 1, "")
+    cluster.call(cluster.learners[0], "forget_progress")
     pending = [getattr(learner, method).remote(*arguments) for learner in cluster.learners]
     while not cluster.poll(pending[0], POLL_S):
         now: LearnerProgress = cluster.call(cluster.learners[0], "progress")
+        if not now.what:
+            continue
         if now.what != shown:
             shown, progress = now.what, Progress(now.what, now.total, "steps")
         progress.reach(now.done, now.values)

@@ -47,7 +47,9 @@ def train_step(
         part = [rows[i] for i in range(len(rows)) if (i // size) % config.num_updates == update]
         totals += _accumulate(engine, reference, part, config, temperature, rank, device)
         if not bool(torch.isfinite(totals).all()):
-            raise NonFiniteLoss(f"update {updates_done + update}: statistics {dict(zip(STATISTICS, totals.tolist(), strict=True))}")
+            raise NonFiniteLoss(
+                f"update {updates_done + update}: statistics {dict(zip(STATISTICS, totals.tolist(), strict=True))}"
+            )
         norms.append(engine.step(min(1.0, (updates_done + update + 1) / max(config.warmup_steps, 1))))
     return _metrics(totals, norms)
 

@@ -67,7 +67,7 @@ class LearnerWorker:
     def __init__(self, rank: int, config: Config):
         self._rank, self._config = rank, config
         self._learner: LearnerConfig = config.learner
-        self._progress = Progress("starting", 0, 1, {})
+        self._progress = Progress("", 0, 1, {})
 
     def address(self) -> tuple[str, int]:
         """A host and free port of rank 0's node, for the process group."""
@@ -83,7 +83,11 @@ class LearnerWorker:
         self._device = init_process_group(self._rank, self._learner.ranks, host, port, self._learner.gpus)
 
     def progress(self) -> Progress:
+        """Of the stage in hand; an empty name before it has begun."""
         return self._progress
+
+    def forget_progress(self) -> None:
+        self._progress = Progress("", 0, 1, {})
 
     # ---- stages -------------------------------------------------------------------------------------------------------
 

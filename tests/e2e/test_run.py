@@ -65,7 +65,7 @@ def test_the_run_directory_is_whole(first: Path) -> None:
 def test_the_exported_policy_loads_and_speaks(first: Path) -> None:
     from transformers import AutoTokenizer, LlamaForCausalLM
 
-    model = LlamaForCausalLM.from_pretrained(first / "export" / "policy")
+    model: Any = LlamaForCausalLM.from_pretrained(first / "export" / "policy")
     tokenizer = AutoTokenizer.from_pretrained(first / "export" / "policy")
     prompt = json.loads((first / "evaluations" / "step_0.jsonl").read_text().splitlines()[0])["prompt"]
     turns = [{"role": "user", "content": prompt}]
@@ -81,14 +81,20 @@ def test_a_second_run_is_bit_identical(first: Path, launch: Launch, runs: Path) 
     assert (runs / "second" / "samples.jsonl").read_bytes() == (first / "samples.jsonl").read_bytes()
 
 
+def ready_made(first: Path) -> list[str]:
+    """Overrides for a run that brings its policy and reward model: those of the first run."""
+    models = [f"policy.model={first}/sft", f"rewarder.model={first}/rm/version_0"]
+    return [*models, "stages=[iterate,evaluate,report]"]
+
+
 def test_killed_and_resumed_is_bit_identical_and_nothing_survives_the_kill(
     first: Path, launch: Launch, runs: Path
 ) -> None:
-    run = launch("run.name=killed")
+    run = launch("run.name=killed", *ready_made(first))
     run.wait_for("step 5/6")  # after the checkpoint of step 4: one step is lost and done again
     run.kill(signal.SIGKILL)
     run.assert_gone()
-    resumed = launch("run.name=killed", "--resume")
+    resumed = launch("run.name=killed", *ready_made(first), "--resume")
     assert resumed.wait() == 0, resumed.log.read_text()[-4000:]
     assert "resuming from step_4" in resumed.log.read_text()
     assert timeless(runs / "killed") == timeless(first)
@@ -106,7 +112,8 @@ def test_signals_stop_everything_cleanly(number: signal.Signals, launch: Launch)
 
 
 def test_overlapping_run_keeps_its_staleness_bound(first: Path, launch: Launch, runs: Path) -> None:
-    run = launch("run.name=overlapping", "iteration.max_staleness=1", "iteration.num=1", "iteration.steps=6")
+    settings = ["iteration.max_staleness=1", "iteration.num=1", "iteration.steps=6"]
+    run = launch("run.name=overlapping", *ready_made(first), *settings)
     assert run.wait() == 0, run.log.read_text()[-4000:]
     rows = read_rows(runs / "overlapping" / "metrics.jsonl")[1:]
     assert max(row["staleness/max"] for row in rows) == 1

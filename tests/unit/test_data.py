@@ -150,3 +150,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         data.write_jsonl(path, [{"prompt": "new"}, {"prompt": float("nan")}])
     assert data.read_prompts(path)[0].messages[0].content == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_pairs_as_two_whole_conversations(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "hi"}]
+    good, bad = ([*turns, {"role": "assistant", "content": text}] for text in ("hello", "go away"))
+    rows = data.read_pairs(jsonl(tmp_path / "p.jsonl", {"chosen": good, "rejected": bad, "source": "x"}))
+    assert rows == [PreferencePair(HI, "hello", "go away")]
+    other = [{"role": "user", "content": "bye"}, bad[-1]]
+    path = jsonl(tmp_path / "q.jsonl", {"chosen": good, "rejected": other})
+    assert "same conversation up to a last turn of the assistant" in problem(data.read_pairs, path)

@@ -22,7 +22,8 @@ OBJECTIVES = ("helpful", "harmless")
 TERMS = ("quality", "safety")
 ITERATIONS, STEPS = 2, 6
 EVIL = "<script>alert('x')</script> & \"quoted\""
-SECTIONS = "gold curves objectives terms gold-objectives reward-model samples ledger settings".split()
+SECTIONS = ["gold", "curves", "objectives", "terms", "gold-objectives"]
+SECTIONS += ["reward-model", "samples", "ledger", "settings"]
 VOID = {"meta", "br", "path", "rect", "use", "line"}
 
 
@@ -251,13 +252,13 @@ def test_a_run_without_a_judge(run: Path) -> None:
     (run / "evaluations" / "step_0.jsonl").unlink()
     page = report(run)
     assert "no judge compared policies" in verdict_of(page) and verdict_of(page).startswith("The reward rose")
-    assert "Nothing was judged" in page
+    assert "Nothing was judged" in page and "Not measured in this run" in page
 
 
 def test_gold_before_stage_evaluate_comes_from_the_loop(run: Path) -> None:
     (run / "evaluation.json").unlink()
     page = report(run)
-    assert "evaluation.json (the rows below are the loop&#x27;s)" in page or "rows below are the loop's" in page
+    assert "the rows below are the loop's" in page
     assert "<td>step 0</td>" in page and "<b>0.600</b>" in page
 
 

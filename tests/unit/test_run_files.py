@@ -32,9 +32,10 @@ def test_cut_removes_later_rows_and_a_torn_one(tmp_path: Path) -> None:
 
 
 def write(root: Path, step: int, content: str = "weights") -> Path:
-    return checkpoint.write_checkpoint(
-        root, step, {"step": step}, lambda aside: (aside / "w").write_text(content) and None, 2
-    )
+    def put(aside: Path) -> None:
+        (aside / "w").write_text(content)
+
+    return checkpoint.write_checkpoint(root, step, {"step": step}, put, 2)
 
 
 def test_newest_is_the_highest_step_and_old_ones_go(tmp_path: Path) -> None:

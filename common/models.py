@@ -1,0 +1,24 @@
+"""Models by name: a local directory or a Hub id; no torch.
+
+Used by every role: each node downloads what it needs to its own cache, no node reads another's disk.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+
+
+def absolute(model: str | Path) -> str:
+    """A name that means the same in every process: an absolute path for a directory, a Hub id as it is."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else str(model)
+
+
+def local_directory(model: str, revision: str | None) -> Path:
+    """The directory of a model on this node, downloaded to the cache if it is a Hub id that is not there yet."""
+    if Path(model).is_dir():
+        return Path(model)
+    return Path(snapshot_download(model, revision=revision, allow_patterns=FILES))

@@ -1,0 +1,104 @@
+"""One rank of tests/integration/test_learner.py: python -m tests.integration.rank RANK RANKS PORT POLICY OUT key=value ...
+
+Trains three steps on fixed groups through learner/engine.py and learner/train.py; rank 0 writes what came out.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaForCausalLM
+
+from common.config import LearnerConfig, load_config
+from common.types import Message, Prompt, Reward, Rollout, RolloutGroup, ScoredGroup
+from learner.engine import Engine, freeze, init_process_group
+from learner.train import train_step
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def groups(step: int) -> list[ScoredGroup]:
+    """Four groups of three responses of uneven lengths, the same for every caller."""
+    generator = np.random.default_rng([7, step])
+    return [_group(slot, generator) for slot in range(4 * step, 4 * step + 4)]
+
+
+def _group(slot: int, generator: np.random.Generator) -> ScoredGroup:
+    prompt = generator.integers(5, 60, int(generator.integers(3, 9))).astype(np.int32)
+    rollouts, rewards = [], []
+    for _ in range(3):
+        ids = generator.integers(5, 60, int(generator.integers(1, 12))).astype(np.int32)
+        rollouts.append(Rollout("", ids, np.full(len(ids), np.nan, dtype=np.float32), "stop", ((0, 0),)))
+        value = generator.normal(size=1).astype(np.float32)
+        rewards.append(Reward(value, np.ones(1, np.float32), value, np.ones(1, np.float32), 0.0))
+    message = (Message("user", "x"),)
+    return ScoredGroup(RolloutGroup(slot, Prompt("p", message, prompt, {}), tuple(rollouts)), tuple(rewards), 0, "r")
+
+
+def on_policy(module: LlamaForCausalLM, scored: list[ScoredGroup]) -> list[ScoredGroup]:
+    """The groups with the log-probs of the starting policy as those of the sampler."""
+    return [_with_logprobs(module, group) for group in scored]
+
+
+def _with_logprobs(module: LlamaForCausalLM, scored: ScoredGroup) -> ScoredGroup:
+    prompt, rollouts = scored.group.prompt, []
+    for rollout in scored.group.rollouts:
+        ids = torch.from_numpy(np.concatenate([prompt.token_ids, rollout.token_ids]).astype(np.int64))
+        with torch.no_grad():
+            table = torch.log_softmax(module(ids[None]).logits[0, :-1], -1)
+        picked = table.gather(-1, ids[1:, None])[len(prompt.token_ids) - 1 :, 0].numpy().astype(np.float32)
+        rollouts.append(Rollout("", rollout.token_ids, picked, "stop", ((0, 0),)))
+    return ScoredGroup(RolloutGroup(scored.group.slot, prompt, tuple(rollouts)), scored.rewards, 0, "r")
+
+
+def main() -> None:
+    rank, ranks, port, policy, out = (
+        int(sys.argv[1]),
+        int(sys.argv[2]),
+        int(sys.argv[3]),
+        sys.argv[4],
+        Path(sys.argv[5]),
+    )
+    settings = dict(text.split("=") for text in sys.argv[6:])
+    restart_after = int(settings.pop("restart_after", -1))
+    overrides = [f"learner.{key}={value}" for key, value in settings.items()]
+    fixed = [
+        "learner.autocast=false",
+        f"learner.ranks={ranks}",
+        "learner.learning_rate=0.003",
+        "learner.warmup_steps=2",
+    ]
+    config = load_config(
+        ROOT / "configs" / "quickstart.yaml", [*fixed, "learner.groups_per_step=4", *overrides]
+    ).learner
+    torch.set_num_threads(1)
+    device = init_process_group(rank, ranks, "127.0.0.1", port, gpus=0)
+    anchor = LlamaForCausalLM.from_pretrained(policy)
+    batches = [on_policy(anchor, groups(step)) for step in range(3)]
+    engine = _engine(policy, config, device)
+    reference = freeze(LlamaForCausalLM.from_pretrained(policy), config.zero_stage, device)
+    metrics = []
+    for step, batch in enumerate(batches):
+        metrics.append(train_step(engine, reference, batch, config, 1.0, rank, device, step))
+        if step == restart_after:
+            engine.save(out / "checkpoint")
+            engine = _engine(policy, config, device)
+            engine.load(out / "checkpoint")
+    parameters = {name: parameter.clone().contiguous() for name, parameter in engine.full_parameters()}
+    if rank == 0:
+        save_file(parameters, out / "parameters.safetensors")
+        (out / "metrics.json").write_text(json.dumps(metrics))
+
+
+def _engine(policy: str, config: LearnerConfig, device: torch.device) -> Engine:
+    module = LlamaForCausalLM.from_pretrained(policy)
+    return Engine(module.train(), config, config.learning_rate, device)
+
+
+if __name__ == "__main__":
+    main()

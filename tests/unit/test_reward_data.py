@@ -1,0 +1,86 @@
+"""learner/reward_data.py and calibration.py: conversations shared by ratings and pairs, splits by prompt, labels per term."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from common.data import PreferencePair, RatedResponse
+from common.types import Message
+from learner import calibration, reward_data
+from learner.reward_training import Features, flatten
+from rewarder.aggregate import make_aggregation
+from tests.integration.models import tiny_policy
+
+OBJECTIVES = ["good", "safe"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory):
+    from transformers import AutoTokenizer
+
+    directory = tmp_path_factory.mktemp("policy")
+    tiny_policy(directory, 0)
+    return AutoTokenizer.from_pretrained(directory)
+
+
+def ask(text: str) -> tuple[Message, ...]:
+    return (Message("user", text),)
+
+
+def test_a_rated_response_in_a_pair_is_one_conversation(tokenizer) -> None:
+    ratings = [
+        RatedResponse(ask("w1"), "w2", {"good": 0.5, "safe": None}),
+        RatedResponse(ask("w1"), "w3", {"safe": 1.0}),
+    ]
+    pairs = [PreferencePair(ask("w1"), "w3", "w4")]
+    (only,) = reward_data.prompt_sets(ratings, pairs, OBJECTIVES, tokenizer, 50).values()
+    assert len(only.conversations) == 3
+    assert only.pairs == ((1, 2),)
+    np.testing.assert_equal(only.ratings, np.array([[0.5, np.nan], [np.nan, 1.0], [np.nan, np.nan]], dtype=np.float32))
+
+
+def test_flatten_shifts_the_indices(tokenizer) -> None:
+    pairs = [PreferencePair(ask(f"w{i}"), "w20", "w21") for i in range(3)]
+    rendered, ratings, index, prompt_of = flatten(
+        list(reward_data.prompt_sets([], pairs, OBJECTIVES, tokenizer, 50).values())
+    )
+    assert len(rendered) == len(ratings) == 6
+    assert index.tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert prompt_of.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_splits_are_by_prompt_and_stay(tokenizer) -> None:
+    pairs = [PreferencePair(ask(f"w{i} w{j}"), "w20", "w21") for i in range(20) for j in range(20)]
+    sets = reward_data.prompt_sets([], pairs, OBJECTIVES, tokenizer, 50)
+    training, held_out = reward_data.split(sets, 0.2)
+    assert len(training) + len(held_out) == 400
+    assert 50 < len(held_out) < 110
+    again = reward_data.split(dict(reversed(sets.items())), 0.2)[1]
+    assert {id(value) for value in again} == {id(value) for value in held_out}
+
+
+def test_bad_ratings_are_named(tokenizer) -> None:
+    with pytest.raises(ValueError, match=r"objectives \['fast'\] that rewarder.objectives lacks"):
+        reward_data.prompt_sets([RatedResponse(ask("w1"), "w2", {"fast": 1.0})], [], OBJECTIVES, tokenizer, 50)
+    with pytest.raises(ValueError, match=r"no rating of objectives \['safe'\] in 1 rated"):
+        reward_data.prompt_sets([RatedResponse(ask("w1"), "w2", {"good": 1.0})], [], OBJECTIVES, tokenizer, 50)
+
+
+def test_each_group_is_calibrated_on_its_own_ratings() -> None:
+    nan = float("nan")
+    features = Features(
+        prompt=torch.zeros(4, 2),
+        response=torch.zeros(4, 2),
+        pairs=torch.tensor([[0, 1]]),
+        ratings=torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.2, nan], [0.9, nan]]),
+        prompt_of=torch.tensor([0, 0, 1, 1]),
+    )
+    grouped = make_aggregation("grouped", {"q": ["good"], "s": ["safe"]}, 0.1, 0.01, OBJECTIVES)
+    pairs, labels = calibration._labels(features, grouped, 0)
+    assert pairs.tolist() == [[0, 1], [2, 3]] and labels.tolist() == [1.0, 0.0]
+    pairs, labels = calibration._labels(features, grouped, 1)
+    assert pairs.tolist() == [[0, 1]] and labels.tolist() == [0.5]
+    final = make_aggregation("final_score", {}, 0.1, 0.01, OBJECTIVES)
+    assert calibration._labels(features, final, 0)[0].tolist() == [[0, 1]]
