@@ -14,7 +14,8 @@ import sys
 from contextlib import ExitStack
 from types import FrameType
 
-from common.config import STAGES, Config, ConfigError, load_config, save_config
+from common.config import STAGES, Config
+from common.config_file import ConfigError, load_config, save_config
 from driver.environment import environment
 from driver.preflight import check
 from driver.progress import fail, say
@@ -52,7 +53,6 @@ def read(arguments: argparse.Namespace) -> tuple[Config, list[str]]:
         config = load_config(arguments.config, arguments.overrides)
     except ConfigError as error:
         fail(str(error))
-        raise
     wanted = arguments.stages.split(",") if arguments.stages else config.stages
     if unknown := [stage for stage in wanted if stage not in STAGES]:
         fail(f"--stages has {', '.join(unknown)}; the stages are {', '.join(STAGES)}")
@@ -65,12 +65,7 @@ def preflight(config: Config, stages: list[str], arguments: argparse.Namespace) 
     if arguments.check or report.problems:
         say("\n".join(report.plan))
     if report.problems:
-        fail(
-            "\n".join(
-                f"{len(report.problems)} problem(s):" if i < 0 else f"- {report.problems[i]}"
-                for i in range(-1, len(report.problems))
-            )
-        )
+        fail("\n".join([f"{len(report.problems)} problem(s):", *(f"- {problem}" for problem in report.problems)]))
     if arguments.check:
         raise SystemExit(0)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from actors.prompts import SampleRequest, SlotPrompts, response_seed
 from common.address import QueueAddress
+from common.codec import EncodeError
 from common.config import ActorsConfig, PolicyConfig
 from common.queue import WorkItem
 from common.types import FloatArray, IntArray, Prompt, Rollout, RolloutGroup
@@ -78,7 +79,7 @@ class ActorWorker:
 
     async def connect(self, queue: QueueAddress, max_slots: int) -> None:
         """Starts the serving loop behind its closed gate; it takes at most max_slots slots at once."""
-        self._queue = queue.connect()
+        self._queue, self._renew_s = queue.connect(), queue.config.reclaim_idle_s / 3
         self._loop = asyncio.create_task(self._run(max_slots))
 
     async def serve(self, version: int) -> None:
@@ -109,16 +110,37 @@ class ActorWorker:
             self._failure = error
 
     async def _roll_out(self, items: Sequence[WorkItem]) -> None:
+        renewing = asyncio.create_task(self._renew(items))
+        try:
+            groups = await self._sample_verified(items)
+        finally:
+            renewing.cancel()
+        for item, group in zip(items, groups, strict=True):
+            await asyncio.to_thread(self._push, item, group)
+
+    async def _renew(self, items: Sequence[WorkItem]) -> None:
+        """Keeps the slots ours while they are sampled: another actor takes what is idle for redis.reclaim_idle_s."""
+        while True:
+            await asyncio.sleep(self._renew_s)
+            await asyncio.to_thread(self._queue.renew, items)
+
+    def _push(self, item: WorkItem, group: RolloutGroup) -> None:
+        try:
+            self._queue.push_rollouts(item, group)
+        except EncodeError as error:  # this slot's fault: it is too large for a record
+            self._queue.drop(item, str(error))
+
+    async def _sample_verified(self, items: Sequence[WorkItem]) -> list[RolloutGroup]:
+        """The groups of the slots, sampled from a verified version: an update that comes between is waited for."""
         groups: list[RolloutGroup] = []
         while not groups:
             await self._verified.wait()
             async with self._idle:
-                if self._verified.is_set():  # else an update came between: wait until it is verified
+                if self._verified.is_set():
                     started = time.monotonic()
                     groups = await self._sample_groups(items)
                     self._busy_s += time.monotonic() - started
-        for item, group in zip(items, groups, strict=True):
-            await asyncio.to_thread(self._queue.push_rollouts, item, group)
+        return groups
 
     async def _sample_groups(self, items: Sequence[WorkItem]) -> list[RolloutGroup]:
         prompts = [self._slots.prompt(item.slot) for item in items]

@@ -24,7 +24,7 @@ from common.metrics import StepLog, step_names
 from common.queue import Queue
 from common.types import FloatArray, Prompt
 from driver import checkpoint
-from driver.cluster import Cluster
+from driver.cluster import Cluster, RoleError
 from driver.evaluation import judge_policy
 from driver.progress import say
 from driver.publish import Publisher
@@ -32,6 +32,7 @@ from driver.references import load_references, references_key, sample_references
 
 COLLECT_S = 1.0
 HEALTH_EVERY_S = 5.0
+MAX_DROPPED_SHARE = 0.2
 
 
 @dataclass
@@ -159,7 +160,7 @@ class Loop:
             self._admitted = end
 
     def _await_batch(self) -> None:
-        asked = time.monotonic()
+        asked = started = time.monotonic()
         self._admit()
         while True:
             statuses = self._cluster.call_all(self._cluster.learners, "collect", COLLECT_S)
@@ -168,15 +169,32 @@ class Loop:
             if len(statuses[0].dropped) > len(self._state.dropped):
                 self._state.ended += len(statuses[0].dropped) - len(self._state.dropped)
                 self._state.dropped = statuses[0].dropped
+                self._check_drops()
                 self._admit()
             if time.monotonic() - asked > HEALTH_EVERY_S:
                 asked = time.monotonic()
                 self._check_health()
+                self._check_stall(asked - started)
 
     def _check_health(self) -> tuple[float, float]:
         self._cluster.call_all(self._cluster.rewarders, "health", timeout_s=60)
         answers = self._cluster.call_all(self._cluster.actors, "health", timeout_s=60)
         return sum(answer["tokens"] for answer in answers), sum(answer["busy_s"] for answer in answers)
+
+    def _check_drops(self) -> None:
+        """A role that drops everything would look like picky filtering: too many drops end the run."""
+        dropped = self._state.dropped
+        allowed = max(self._config.learner.groups_per_step, MAX_DROPPED_SHARE * self._state.ended)
+        if len(dropped) > allowed:
+            reasons = "; ".join(list(dict.fromkeys(dropped.values()))[:3])
+            raise RoleError(f"{len(dropped)} of {self._state.ended} ended slots were dropped. Reasons: {reasons}")
+
+    def _check_stall(self, waited_s: float) -> None:
+        if waited_s > (limit := self._config.cluster.call_timeout_s):
+            raise RoleError(
+                f"step {self._state.step + 1} has had no whole batch for {waited_s:.0f} s (cluster.call_timeout_s {limit:g}); "
+                f"entries in the queue: {self._queue.depths()}. Work waits for actors, rollouts for rewarders."
+            )
 
     def _lowest_open_slot(self) -> int:
         return int(self._cluster.call_all(self._cluster.learners, "collect", 0.0)[0].next_slot)

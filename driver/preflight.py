@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.config import Config, ConfigError, differing_keys, read_saved, to_dict
+from common.config import Config
+from common.config_file import ConfigError, differing_keys, read_saved, to_dict
 from driver.environment import check_versions, visible_gpus
 from driver.findings import Findings
 from driver.inputs import check_data, check_functions, check_model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from typing import NoReturn
 
 EVERY_S = 5.0
 
@@ -41,7 +42,7 @@ class Progress:
         say(f"  {self._what}: {done}/{self._total} {self._unit}, {left}{shown}")
 
 
-def fail(problems: str, code: int = 2) -> None:
+def fail(problems: str, code: int = 2) -> NoReturn:
     """Prints errors to stderr and ends the process."""
     print(problems, file=sys.stderr, flush=True)
     raise SystemExit(code)

@@ -183,6 +183,8 @@ def run_iterate(run: Run) -> None:
     loop = Loop(config, run.cluster, queue, address, paths, prompts)
     loop.run(held_out)
     run.policy_loaded = True
+    dead = [{"slot": d.slot, "stage": d.stage, "reason": d.reason} for d in queue.dead_letters()]
+    write_jsonl(run.directory / "dead_letters.jsonl", dead)
     if problems := loop.audit():
         raise StageError("the ledger does not add up:\n" + "\n".join(problems))
     say(f"  ledger: every slot ended once ({loop.summary()})")

@@ -67,7 +67,7 @@ class Engine:
 
     @property
     def num_ranks(self) -> int:
-        return dist.get_world_size()
+        return num_ranks()
 
     def precision(self) -> AbstractContextManager[object]:
         """The context of trained passes: bfloat16 autocast, or none."""
@@ -129,6 +129,11 @@ def freeze(module: nn.Module, zero_stage: int, device: torch.device) -> Callable
     engine: Any = deepspeed.initialize(model=module, config=_ds_config(3, 0.0))[0]
     engine.eval()
     return engine
+
+
+def num_ranks() -> int:
+    """Ranks of the learner."""
+    return dist.get_world_size()
 
 
 def reduce_sum(values: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from common.config import RewardTrainingConfig
 from learner.batch import rank_micro_batches
-from learner.engine import Engine, reduce_sum
+from learner.engine import Engine, num_ranks, reduce_sum
 from learner.losses import bradley_terry, masked_regression
 from learner.reward_data import PromptSet
 from learner.schedule import cosine
@@ -109,14 +109,14 @@ def flatten(sets: Sequence[PromptSet]) -> tuple[list[Rendered], Tensor, Tensor, 
 
 
 def extract_features(
-    engine: Engine, sets: Sequence[PromptSet], micro_batch_tokens: int, rank: int, device: torch.device
+    model: GatedRewardModel, sets: Sequence[PromptSet], micro_batch_tokens: int, rank: int, device: torch.device
 ) -> Features:
     """Hidden states of every conversation, computed once, by all ranks together, in full precision."""
     rendered, ratings, pairs, prompt_of = flatten(sets)
     prompt, response = None, None
-    for indices in rank_micro_batches([len(r.ids) for r in rendered], micro_batch_tokens, rank, engine.num_ranks):
+    for indices in rank_micro_batches([len(r.ids) for r in rendered], micro_batch_tokens, rank, num_ranks()):
         with torch.no_grad():
-            output: RewardOutput = engine.module(*collate([rendered[i] for i in indices] or rendered[:1], device))
+            output: RewardOutput = model(*collate([rendered[i] for i in indices] or rendered[:1], device))
         if prompt is None or response is None:
             prompt = torch.zeros(len(rendered), output.prompt_state.shape[-1])
             response = torch.zeros_like(prompt)

@@ -115,10 +115,10 @@ class LearnerWorker:
         paired = read_pairs(pairs) if pairs else []
         sets = reward_data.prompt_sets(rated, paired, model.objectives, tokenizer, config.rewarder.max_tokens)
         training, held_out = reward_data.split(sets, settings.held_out_fraction)
-        engine = Engine(model, self._learner, settings.learning_rate, self._device)
+        model.to(self._device)
         if config.rewarder.model is None:
-            self._train_reward_model(engine, model, training)
-        features = reward_training.extract_features(engine, held_out, budget, self._rank, self._device)
+            self._train_reward_model(model, training)
+        features = reward_training.extract_features(model, held_out, budget, self._rank, self._device)
         fitted = calibration.calibrate(model, features, aggregation_of(config.aggregation, model.objectives))
         model.info = replace(model.info, calibration=fitted)
         report = calibration.held_out_report(model, features)
@@ -131,7 +131,6 @@ class LearnerWorker:
                 "held_out_prompts": len(held_out),
             }
             (Path(directory) / "report.json").write_text(json.dumps(record, indent=1))
-        engine.free()
         return report
 
     def _reward_model(self, policy: str) -> GatedRewardModel:
@@ -149,15 +148,17 @@ class LearnerWorker:
             verbosity=settings.verbosity,
         )
 
-    def _train_reward_model(
-        self, engine: Engine, model: GatedRewardModel, training: Sequence[reward_data.PromptSet]
-    ) -> None:
+    def _train_reward_model(self, model: GatedRewardModel, training: Sequence[reward_data.PromptSet]) -> None:
         settings, seed, budget = self._learner.reward_model, self._config.run.seed, self._learner.micro_batch_tokens
+        # Stage 2 and calibration read the heads outside DeepSpeed, so the parameters stay whole: no ZeRO-3 here.
+        whole = replace(self._learner, zero_stage=min(self._learner.zero_stage, 2))
+        engine = Engine(model, whole, settings.learning_rate, self._device)
         matrix = model.reward_transform_matrix
         reward_training.train_stage_1(
             engine, matrix, training, settings, budget, seed, self._rank, self._device, self._report
         )
-        features = reward_training.extract_features(engine, training, budget, self._rank, self._device)
+        engine.free()
+        features = reward_training.extract_features(model, training, budget, self._rank, self._device)
         if settings.verbosity is not None:
             scores = calibration.outputs(model, features).scores.cpu()
             matrix.data.copy_(fit_debias(scores, model.objectives.index(settings.verbosity)))

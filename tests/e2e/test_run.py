@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from common.config import load_config
+from common.config_file import load_config
 from common.metrics import read_rows, step_names
 from tests.e2e.conftest import Launched
 

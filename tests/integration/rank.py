@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
-from common.config import LearnerConfig, load_config
+from common.config import LearnerConfig
+from common.config_file import load_config
 from common.types import Message, Prompt, Reward, Rollout, RolloutGroup, ScoredGroup
 from learner.engine import Engine, freeze, init_process_group
 from learner.train import train_step

@@ -18,7 +18,7 @@ import torch
 
 from actors.engine import Engine, WeightsError, parameter_names
 from actors.prompts import SampleRequest
-from common.config import load_config
+from common.config_file import load_config
 from learner.logprobs import token_logprobs
 from tests.integration.models import tiny_policy
 

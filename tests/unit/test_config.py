@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from common.config import BASE, Config, ConfigError, differing_keys, load_config, read_saved, save_config, to_dict
+from common.config import Config
+from common.config_file import BASE, ConfigError, differing_keys, load_config, read_saved, save_config, to_dict
 
 CONFIGS = sorted(BASE.parent.glob("*.yaml"))
 VALID = ("aggregation.kind=final_score",)

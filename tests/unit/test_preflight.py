@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
-from common.config import BASE, load_config, save_config
+from common.config_file import BASE, load_config, save_config
 from driver import environment, preflight, services
 from driver.environment import Gpu
 from driver.placement import learner_bytes, num_parameters
