@@ -16,6 +16,9 @@ from types import FrameType
 
 from common.config import STAGES, Config
 from common.config_file import ConfigError, load_config, save_config
+from common.queue import QueueError, ServerError
+from common.sources import DataError
+from driver.checkpoint import CheckpointError
 from driver.environment import environment
 from driver.preflight import check
 from driver.progress import fail, say
@@ -79,13 +82,16 @@ def write_run_files(config: Config) -> None:
 def run(config: Config, stages: list[str], cleanup: ExitStack) -> None:
     """Runs the stages; whatever happens, the roles are stopped before this returns."""
     from driver.cluster import Cluster, RoleError  # torch, ray and transformers load after the checks, not before
+    from driver.evaluation import JudgeError
     from driver.stages import StageError, run_stages
+
+    expected = (RoleError, StageError, JudgeError, CheckpointError, QueueError, ServerError, DataError, OSError)
 
     cluster = Cluster(config)
     cleanup.callback(cluster.close)
     try:
         run_stages(config, stages, cluster, os.environ.get(config.redis.password_env), cleanup)
-    except (RoleError, StageError) as error:
+    except expected as error:
         fail(f"error: {error}", code=1)
 
 

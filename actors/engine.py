@@ -28,7 +28,6 @@ from common.config import ActorsConfig, PolicyConfig
 from common.models import local_directory
 from common.types import FloatArray, IntArray, Rollout
 
-MAX_ENGINE_START_S = 600
 PROBE_TIMEOUT_S = 120
 
 
@@ -47,10 +46,6 @@ class Engine:
         self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
         self._llm = AsyncLLM.from_engine_args(_engine_args(model, policy, actors, max_prompt_tokens))
         self._model = Path(model)
-
-    async def start(self) -> None:
-        """Ties the engine's processes to ours: they end when this process does."""
-        await self._llm.collective_rpc("die_with_parent", args=(os.getpid(),))
 
     async def sample(self, requests: Sequence[SampleRequest], salt: str) -> list[list[Rollout]]:
         """Samples all requests as one deterministic batch; `salt` separates the prefix caches of weight versions."""
@@ -163,6 +158,7 @@ def _set_cpu_environment(actors: ActorsConfig) -> None:
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(actors.kv_cache_gib)))
     os.environ["OMP_NUM_THREADS"] = str(actors.threads)
+    os.environ["ITER_RLHF_ACTOR_PID"] = str(os.getpid())  # for actors/extension.py: the engine ends when we do
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 

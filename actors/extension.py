@@ -28,13 +28,6 @@ class WorkerExtension:
         self.model_runner.reload_weights(weights_path=directory)
         repack_lm_head(self.model_runner.get_model())
 
-    def die_with_parent(self, parent: int) -> None:
-        """Ends this process within two seconds of the death of `parent`.
-
-        vLLM's engine process outlives a SIGKILL of its parent and keeps its memory (vLLM #55510). Delete when fixed.
-        """
-        threading.Thread(target=_watch, args=(parent,), daemon=True, name="parent-watch").start()
-
 
 def repack_lm_head(model: torch.nn.Module) -> None:
     """After a reload on CPU, packs a tied lm_head again.
@@ -52,3 +45,9 @@ def _watch(parent: int) -> None:
     while os.path.exists(f"/proc/{parent}"):
         time.sleep(1.0)
     os._exit(1)
+
+
+# vLLM's processes outlive a SIGKILL of the process that started the engine, and keep its memory (vLLM #55510): each worker
+# watches that process from before it loads a model, and the engine core ends with its workers. Delete when fixed.
+if actor := os.environ.get("ITER_RLHF_ACTOR_PID"):
+    threading.Thread(target=_watch, args=(int(actor),), daemon=True, name="parent-watch").start()

@@ -49,7 +49,6 @@ class ActorWorker:
         )  # vllm takes ten seconds to import; the driver, which imports this file, needs none
 
         self._engine = Engine(*self._build)
-        await self._engine.start()
 
     async def load_weights(self, version: int, shards: Sequence[bytes], names: Sequence[str]) -> None:
         """Waits for the batch in hand, closes the gate and loads a version; `serve` opens the gate again."""

@@ -178,6 +178,10 @@ def _contradictions(config: Config) -> list[str]:
     verbosity = config.learner.reward_model.verbosity
     if verbosity is not None and verbosity not in names:
         found.append(f"learner.reward_model.verbosity is {verbosity!r}, which is not in rewarder.objectives")
+    if config.actors.top_p < 1:
+        found.append("actors.top_p is below 1, but the learner's log-probs are over all tokens; set actors.top_p: 1")
+    if config.learner.num_updates > config.learner.groups_per_step:
+        found.append("learner.num_updates is above learner.groups_per_step; every update needs at least one group")
     if config.learner.ranks > 0 and config.learner.groups_per_step % config.learner.ranks:
         found.append(
             f"learner.groups_per_step {config.learner.groups_per_step} is not a multiple of learner.ranks "

@@ -119,13 +119,18 @@ class Queue:
         """Forgets everything that was not yet scored. On resume, after `begin` and before workers get its number."""
         self._script(scripts.RESET, *sorted(self._slots("scored", "-")))
 
+    def forget_scored_after(self, cursor: str) -> int:
+        """Deletes the scored records after a checkpoint's cursor, so that their slots are sampled again in whole batches.
+        Before `reset_in_flight`. Returns how many there were."""
+        return int(self._script(scripts.FORGET_AFTER, cursor))
+
     def trim_scored(self, cursor: str) -> int:
         """Deletes the scored records before the cursor of the oldest checkpoint kept; their slots count as ended."""
         return int(self._script(scripts.TRIM, cursor))
 
     def delete_run(self) -> None:
-        """Deletes every key of the run."""
-        self._link.call(lambda: self._link.client.delete(*self._keys))
+        """Deletes everything of the run but its incarnation: what an earlier driver left running stays fenced."""
+        self._script(scripts.DELETE)
 
     # -- actors and rewarders -----------------------------------------------------------------------------------------
 

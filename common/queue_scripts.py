@@ -220,7 +220,38 @@ RESET = (
     + """
 redis.call('DEL', WORK, ROLLOUTS, ATTEMPTS, SEEN)
 for i = 2, #ARGV do redis.call('HSET', SEEN, ARGV[i], '3') end
+local floor = tonumber(redis.call('HGET', META, 'floor') or '0')
+for _, entry in ipairs(redis.call('XRANGE', DEAD, '-', '+')) do
+  local slot = entry[2][2]
+  if tonumber(slot) >= floor and redis.call('SISMEMBER', ENDED, slot) == 0 and redis.call('HEXISTS', SEEN, slot) == 0 then
+    redis.call('XDEL', DEAD, entry[1])
+  end
+end
 make_groups()
+return 1
+"""
+)
+
+# cursor -> how many scored records after it were forgotten
+FORGET_AFTER = (
+    _KEYS
+    + _FENCE
+    + """
+local count = 0
+for _, entry in ipairs(redis.call('XRANGE', SCORED, '(' .. ARGV[2], '+')) do
+  count = count + redis.call('XDEL', SCORED, entry[1])
+end
+return count
+"""
+)
+
+# -> nothing is left but the incarnation: a role of an earlier driver stays fenced
+DELETE = (
+    _KEYS
+    + """
+local incarnation = redis.call('HGET', META, 'incarnation')
+redis.call('DEL', unpack(KEYS))
+if incarnation then redis.call('HSET', META, 'incarnation', incarnation) end
 return 1
 """
 )

@@ -32,6 +32,8 @@ def write_checkpoint(root: Path, step: int, state: dict[str, Any], write: Callab
     manifest = {str(file.relative_to(aside)): _describe(file) for file in sorted(aside.rglob("*")) if file.is_file()}
     (aside / MANIFEST).write_text(json.dumps({"step": step, "files": manifest}, indent=1))
     _sync(aside / MANIFEST)
+    for directory in (aside, *(path for path in aside.rglob("*") if path.is_dir())):
+        _sync(directory)
     shutil.rmtree(final, ignore_errors=True)
     aside.rename(final)
     _sync(root)

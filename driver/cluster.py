@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from collections.abc import Sequence
 from typing import Any, cast
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from actors.worker import ActorWorker
 from common.config import Config
@@ -89,24 +90,24 @@ class Cluster:
     ) -> list[Any]:
         """Calls all roles at once with the same arguments and waits for every answer."""
         pending = [getattr(role, method).remote(*arguments) for role in roles]
-        answers = zip(roles, pending, strict=True)
-        return [self.wait(answer, self._names[role], method, timeout_s) for role, answer in answers]
+        return self._wait_all([self._names[role] for role in roles], pending, method, timeout_s)
 
     def scatter(self, roles: Sequence[ActorHandle], method: str, arguments: Sequence[tuple[object, ...]]) -> list[Any]:
         """Calls with one argument tuple each, dealt to the roles in turn; answers in the order of the tuples."""
-        pending = [
-            (roles[i % len(roles)], getattr(roles[i % len(roles)], method).remote(*values))
-            for i, values in enumerate(arguments)
-        ]
-        return [self.wait(answer, self._names[role], method, None) for role, answer in pending]
+        dealt = [roles[i % len(roles)] for i in range(len(arguments))]
+        pending = [getattr(role, method).remote(*values) for role, values in zip(dealt, arguments, strict=True)]
+        return self._wait_all([self._names[role] for role in dealt], pending, method, None)
 
     def put(self, value: object) -> ray.ObjectRef:
         """Stores a value once, for calls to many roles (inside a call it arrives as the value)."""
         return ray.put(value)
 
-    def poll(self, answer: ray.ObjectRef, timeout_s: float) -> bool:
-        """Whether an answer has come within timeout_s."""
-        return bool(ray.wait([answer], timeout=timeout_s)[0])
+    def poll(self, roles: Sequence[ActorHandle], pending: list[ray.ObjectRef], method: str, timeout_s: float) -> bool:
+        """Whether all answers have come within timeout_s. RoleError as soon as one is a failure, whoever else is waiting."""
+        done, left = ray.wait(pending, num_returns=len(pending), timeout=timeout_s)
+        for answer in done:
+            self.wait(answer, self._names[roles[pending.index(answer)]], method, None)
+        return not left
 
     def wait(self, answer: ray.ObjectRef, name: str, method: str, timeout_s: float | None) -> Any:
         """The answer, or RoleError naming the role and what it was asked."""
@@ -121,6 +122,20 @@ class Cluster:
             raise RoleError(f"{name} failed in {method}: {_last_line(error)}") from error
         except RayActorError as error:
             raise RoleError(f"{name} died during {method}; its log is in {log_dir()}: {_last_line(error)}") from error
+        except RayError as error:
+            raise RoleError(f"{name}: Ray could not run {method}: {error}") from error
+
+    def _wait_all(
+        self, names: Sequence[str], pending: list[ray.ObjectRef], method: str, timeout_s: float | None
+    ) -> list[Any]:
+        """All answers in order; the first failure to come is raised, so that a rank that waits for a dead one is not blamed."""
+        name_of = dict(zip(pending, names, strict=True))
+        left, deadline = list(pending), time.monotonic() + (timeout_s or self._config.cluster.call_timeout_s)
+        while left:
+            done, left = ray.wait(left, timeout=max(0.0, deadline - time.monotonic()))
+            for answer in done or left[:1]:
+                self.wait(answer, name_of[answer], method, None if done else 0.01)
+        return ray.get(pending)
 
     def close(self) -> None:
         """Stops every role and, if this run started it, Ray."""

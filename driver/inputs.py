@@ -55,8 +55,10 @@ def check_data(config: Config, stages: Sequence[str], tokenizer: Any, findings: 
 
 
 def check_functions(config: Config, findings: Findings) -> None:
-    """judge.function and judge.labeler can be imported."""
-    for key, spec in (("judge.function", config.judge.function), ("judge.labeler", config.judge.labeler)):
+    """The functions of the judge section can be imported."""
+    judge = config.judge
+    named = {"judge.function": judge.function, "judge.labeler": judge.labeler, "judge.ideal": judge.ideal}
+    for key, spec in named.items():
         if spec is None:
             continue
         try:
@@ -76,7 +78,7 @@ def check_model(
         return _check_hub_model(key, name, revision, trust_remote_code, findings)
     if not _has_weights(directory):
         findings.problem(
-            f"{key}: {name} has no weights (*.safetensors or *.bin); is it a Hugging Face model directory?"
+            f"{key}: {name} has no weights in *.safetensors; convert others with transformers' save_pretrained"
         )
     usable = _check_config_json(key, directory, findings)
     return (directory if usable else None), _tokenizer(key, directory, trust_remote_code, findings) if usable else None
@@ -202,7 +204,7 @@ def _is_path(name: str) -> bool:
 
 
 def _has_weights(directory: Path) -> bool:
-    return any(True for pattern in ("*.safetensors", "*.bin") for _ in directory.glob(pattern))
+    return any(True for _ in directory.glob("*.safetensors"))
 
 
 def _check_config_json(key: str, directory: Path, findings: Findings) -> bool:

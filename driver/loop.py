@@ -71,6 +71,7 @@ class Loop:
         self._checkpoints = paths.run / "checkpoints"
         self._state, self._admitted, self._tokens = LoopState(), 0, (0.0, 0.0)
         self._sync_difference = 0.0
+        self._checkpoint_s = 0.0  # of the checkpoint since the last step line
 
     def run(self, eval_prompts: Sequence[Prompt]) -> LoopState:
         """Runs from the newest checkpoint, or from the anchor, to the end of the last iteration."""
@@ -78,7 +79,7 @@ class Loop:
         resumed = self._start()
         config = self._config.iteration
         while self._state.iteration < config.num:
-            self._start_iteration(fresh=not resumed)
+            self._start_iteration(reset=not resumed)
             while self._state.step < (self._state.iteration + 1) * config.steps:
                 self._step()
             self._end_iteration()
@@ -95,7 +96,7 @@ class Loop:
             say(f"resuming from {found.name}")
         self._metrics.cut(self._state.step if found else -1)
         self._samples.cut(self._state.step if found else -1)
-        arguments = (self._paths.anchor, self._address, str(found) if found else None)
+        arguments = (self._paths.anchor, self._address, str(found.resolve()) if found else None)
         self._cluster.call_all(self._cluster.learners, "start_policy", *arguments)
         self._cluster.call_all(self._cluster.rewarders, "serve", self._address)
         per_actor = -(-self._config.learner.groups_per_step // self._config.actors.num)
@@ -103,16 +104,14 @@ class Loop:
         self._admitted = self._lowest_open_slot()
         return found is not None and self._state.step > self._state.iteration * self._config.iteration.steps
 
-    def _start_iteration(self, fresh: bool) -> None:
+    def _start_iteration(self, reset: bool) -> None:
         state, config = self._state, self._config
         say(f"iteration {state.iteration + 1}/{config.iteration.num}")
-        if fresh:
-            state.first_slot = self._lowest_open_slot()
         part = shard(self._prompts, state.iteration, config.iteration.num, config.run.seed)[: self._shard_size()]
         references, key = self._references(part)
         self._cluster.call_all(self._cluster.rewarders, "set_references", references, key)
         self._cluster.call_all(self._cluster.actors, "set_iteration", self._cluster.put(part), state.first_slot)
-        if fresh and state.iteration > 0 and config.iteration.policy_start == "reset":
+        if reset and state.iteration > 0 and config.iteration.policy_start == "reset":
             self._cluster.call_all(self._cluster.learners, "reset_policy", self._paths.anchor)
         self._sync_difference = self._publisher.policy(state.step).max_logprob_diff
         if state.step == 0:
@@ -134,15 +133,17 @@ class Loop:
         self._admit()
         last_of_iteration = state.step == (state.iteration + 1) * self._config.iteration.steps
         gold = self._gold() if last_of_iteration else None
-        if state.step % self._config.checkpoint.every_steps == 0 and not last_of_iteration:
-            self._checkpoint()
-        saved = time.monotonic()
+        judged = time.monotonic()
         times = {"wait": waited - started, "train": trained - waited, "publish": published - trained}
-        times |= {"checkpoint": saved - published, "step": saved - started}
+        times |= {"judge": judged - published, "checkpoint": self._checkpoint_s, "step": judged - started}
         self._log(results[0].metrics, results[0].samples, times, gold)
+        self._checkpoint_s = 0.0
+        if state.step % self._config.checkpoint.every_steps == 0 and not last_of_iteration:
+            self._checkpoint()  # after the line: a resume removes lines that are ahead, and cannot make one that is missing
 
     def _end_iteration(self) -> None:
         self._state.iteration += 1
+        self._state.first_slot = self._lowest_open_slot()
         self._checkpoint()
 
     # ---- slots --------------------------------------------------------------------------------------------------------
@@ -233,6 +234,8 @@ class Loop:
         return gold
 
     def _checkpoint(self) -> None:
+        started = time.monotonic()
+
         def write(directory: Path) -> None:
             self._cluster.call_all(self._cluster.learners, "save", str(directory.resolve()))
 
@@ -242,6 +245,7 @@ class Loop:
         oldest = self._checkpoints / f"step_{checkpoint.steps(self._checkpoints)[0]}"
         cursor = checkpoint.read_json(oldest / "learner.json")["ledger"]["cursor"]
         self._queue.trim_scored(cursor)
+        self._checkpoint_s = time.monotonic() - started
 
     def _log(
         self, metrics: dict[str, float], samples: list[dict[str, object]], times: dict[str, float], gold: float | None

@@ -59,7 +59,7 @@ class Publisher:
         if torn := [i for i, difference in enumerate(differences) if not difference <= self._tolerance]:
             cluster.call_all([cluster.actors[i] for i in torn], "load_weights", version, shards, names)
             differences = self._differences(expected)
-        if not (worst := max(differences)) <= self._tolerance:
+        if not (worst := float(np.max(differences))) <= self._tolerance:  # np.max keeps a NaN, max() may drop it
             raise RoleError(
                 f"actor-{int(np.argmax(differences))} holds other weights than version {version}: log-probs of the probe "
                 f"differ by {worst:.3g}, actors.sync_tolerance is {self._tolerance:g}, and loading again did not help. "

@@ -246,15 +246,14 @@ def _on_learners(run: Run, method: str, *arguments: object) -> dict[str, float]:
     cluster, shown, progress = run.cluster, "", Progress("", 1, "")
     cluster.call(cluster.learners[0], "forget_progress")
     pending = [getattr(learner, method).remote(*arguments) for learner in cluster.learners]
-    while not cluster.poll(pending[0], POLL_S):
+    while not cluster.poll(cluster.learners, pending, method, POLL_S):
         now: LearnerProgress = cluster.call(cluster.learners[0], "progress")
         if not now.what:
             continue
         if now.what != shown:
             shown, progress = now.what, Progress(now.what, now.total, "steps")
         progress.reach(now.done, now.values)
-    answers = [cluster.wait(answer, f"learner-{rank}", method, None) for rank, answer in enumerate(pending)]
-    return answers[0]
+    return cluster.wait(pending[0], "learner-0", method, None)
 
 
 def _open_queue(run: Run) -> tuple[Queue, QueueAddress]:
@@ -269,9 +268,14 @@ def _open_queue(run: Run) -> tuple[Queue, QueueAddress]:
     queue = Queue(url, password, config.run.name, config.redis)
     run.cleanup.callback(queue.close)
     incarnation = queue.begin()
-    if checkpoint.newest(run.directory / "checkpoints") is None:
+    newest = checkpoint.newest(run.directory / "checkpoints")
+    if newest is None:
         queue.delete_run()
         incarnation = queue.begin()
+    elif config.iteration.max_staleness == 0:
+        # A step is sampled as one batch; a part of it that was scored before a kill would leave a smaller batch to sample,
+        # and float arithmetic depends on the batch. With overlap nothing is bit-identical, so what is scored is used.
+        queue.forget_scored_after(checkpoint.read_json(newest / "learner.json")["ledger"]["cursor"])
     queue.reset_in_flight()
     return queue, QueueAddress(url, password, config.run.name, config.redis, incarnation)
 

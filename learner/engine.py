@@ -137,9 +137,13 @@ def num_ranks() -> int:
 
 
 def reduce_sum(values: Tensor) -> Tensor:
-    """Sum over ranks, in place."""
-    dist.all_reduce(values)
-    return values
+    """Sum over ranks, in place. NCCL reduces only what is on a GPU, so a CPU tensor goes there and back."""
+    if dist.get_backend() != "nccl" or values.is_cuda:
+        dist.all_reduce(values)
+        return values
+    moved = values.cuda()
+    dist.all_reduce(moved)
+    return values.copy_(moved)
 
 
 def _ds_config(zero_stage: int, grad_clip: float) -> dict[str, Any]:

@@ -7,6 +7,7 @@ Called by learner/worker.py on every rank with the same groups.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ STATISTICS = ("tokens", "kl_ref", "entropy", "clipped", "ratio", "rollout_gap", 
 
 
 class NonFiniteLoss(RuntimeError):
-    """The step's loss or gradient is not a number; the policy was not updated."""
+    """The step's loss or gradient is not a number; the run must go on from its last checkpoint."""
 
 
 def train_step(
@@ -51,6 +52,10 @@ def train_step(
                 f"update {updates_done + update}: statistics {dict(zip(STATISTICS, totals.tolist(), strict=True))}"
             )
         norms.append(engine.step(min(1.0, (updates_done + update + 1) / max(config.warmup_steps, 1))))
+        if not math.isfinite(norms[-1]):
+            raise NonFiniteLoss(
+                f"update {updates_done + update}: gradient norm {norms[-1]}; resume the last checkpoint"
+            )
     return _metrics(totals, norms)
 
 

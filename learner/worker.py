@@ -68,13 +68,13 @@ class LearnerWorker:
         self._rank, self._config = rank, config
         self._learner: LearnerConfig = config.learner
         self._progress = Progress("", 0, 1, {})
+        self._anchor = ""
 
     def address(self) -> tuple[str, int]:
         """A host and free port of rank 0's node, for the process group."""
         with socket.socket() as free:
             free.bind(("", 0))
-            host = "127.0.0.1" if self._config.cluster.address is None else socket.gethostbyname(socket.gethostname())
-            return host, free.getsockname()[1]
+            return "127.0.0.1" if self._config.cluster.address is None else _host(), free.getsockname()[1]
 
     def connect(self, host: str, port: int) -> None:
         """Joins the process group; every rank must call it."""
@@ -94,7 +94,7 @@ class LearnerWorker:
     def sft(self, model: str, directory: str) -> dict[str, float]:
         """Fine-tunes `model` on data.demonstrations and writes it to `directory` in Hugging Face layout."""
         assert self._config.data.demonstrations is not None, "the preflight asks for demonstrations"
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = self._tokenizer_of(model)
         module = self._causal_lm(model)
         rows = sft.demonstration_rows(read_demonstrations(self._config.data.demonstrations), tokenizer)
         config = self._learner.sft
@@ -110,7 +110,10 @@ class LearnerWorker:
         config, budget = self._config, self._learner.micro_batch_tokens
         settings, seed = config.learner.reward_model, config.run.seed
         model = self._reward_model(policy)
-        tokenizer = AutoTokenizer.from_pretrained(config.rewarder.model or policy)
+        given = config.rewarder.model
+        tokenizer = self._tokenizer_of(policy)
+        if given is not None:
+            tokenizer = AutoTokenizer.from_pretrained(given, revision=config.rewarder.revision)
         rated = read_ratings(ratings) if ratings else []
         paired = read_pairs(pairs) if pairs else []
         sets = reward_data.prompt_sets(rated, paired, model.objectives, tokenizer, config.rewarder.max_tokens)
@@ -146,6 +149,7 @@ class LearnerWorker:
             settings.initial_scale,
             self._config.run.seed,
             verbosity=settings.verbosity,
+            revision=self._revision(policy),
         )
 
     def _train_reward_model(self, model: GatedRewardModel, training: Sequence[reward_data.PromptSet]) -> None:
@@ -169,13 +173,15 @@ class LearnerWorker:
 
     def load_anchor(self, anchor: str) -> None:
         """Loads the frozen reference policy; `probe` can answer for it from here on."""
-        self._reference = freeze(self._causal_lm(anchor), self._learner.zero_stage, self._device)
+        if self._anchor != anchor:
+            self._reference = freeze(self._causal_lm(anchor), self._learner.zero_stage, self._device)
+            self._anchor = anchor
 
     def start_policy(self, anchor: str, queue: QueueAddress, checkpoint: str | None) -> None:
         """Loads the policy (from `checkpoint`, else the anchor) and the frozen reference, and opens the scored stream."""
         self.load_anchor(anchor)
         module = self._causal_lm(anchor)
-        self._module, self._tokenizer = module, AutoTokenizer.from_pretrained(anchor)
+        self._module, self._tokenizer = module, self._tokenizer_of(anchor)
         self._engine = Engine(module, self._learner, self._learner.learning_rate, self._device)
         self._updates, ledger = 0, Ledger()
         if checkpoint is not None:
@@ -205,6 +211,10 @@ class LearnerWorker:
         self._updates += learner.num_updates
         objectives, terms = self._config.rewarder.objectives, self._term_names()
         metrics.update(group_metrics(groups, objectives, terms, step - 1))
+        bound = self._config.iteration.max_staleness
+        assert 0 <= metrics["staleness/max"] <= bound, (
+            f"step {step}: staleness {metrics['staleness/max']}, bound {bound}"
+        )
         picked = groups[: self._config.report.samples_per_step]
         return StepResult(metrics, [explain(step, group, 0, objectives, terms) for group in picked])
 
@@ -244,11 +254,19 @@ class LearnerWorker:
 
     # -------------------------------------------------------------------------------------------------------------------
 
+    def _revision(self, model: str) -> str | None:
+        """The pinned revision of policy.model; none for a model that the run made."""
+        return self._config.policy.revision if model == self._config.policy.model else None
+
+    def _tokenizer_of(self, model: str) -> Any:
+        remote = self._config.policy.trust_remote_code
+        return AutoTokenizer.from_pretrained(model, revision=self._revision(model), trust_remote_code=remote)
+
     def _causal_lm(self, model: str) -> PreTrainedModel:
         policy = self._config.policy
         module = AutoModelForCausalLM.from_pretrained(
             model,
-            revision=policy.revision if model == policy.model else None,
+            revision=self._revision(model),
             dtype=torch.float32,
             trust_remote_code=policy.trust_remote_code,
         )
@@ -271,6 +289,13 @@ class LearnerWorker:
 
     def _report(self, what: str, done: int, total: int, values: dict[str, float]) -> None:
         self._progress = Progress(what, done, total, values)
+
+
+def _host() -> str:
+    """This node's address on the network: that of the route outwards (the host's name may stand for 127.0.1.1)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("10.255.255.255", 1))  # UDP: nothing is sent
+        return str(probe.getsockname()[0])
 
 
 def aggregation_of(config: AggregationConfig, objectives: Sequence[str]):

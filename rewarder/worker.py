@@ -18,6 +18,7 @@ import torch
 from transformers import AutoTokenizer
 
 from common.address import QueueAddress
+from common.codec import EncodeError
 from common.config import AggregationConfig, RewarderConfig
 from common.queue import RolloutItem
 from common.types import FloatArray, Message, Reward, RolloutGroup, ScoredGroup
@@ -46,7 +47,7 @@ class RewarderWorker:
         self._name, self._config, self._settings, self._device = name, config, aggregation, device
         self._references: Mapping[str, FloatArray] = {}
         self._reference_version = ""
-        self._stop, self._lock = threading.Event(), threading.Lock()
+        self._lock = threading.Lock()
         self._failure: BaseException | None = None
         self._busy_s, self._groups = 0.0, 0
         torch.set_num_threads(config.threads)
@@ -97,12 +98,9 @@ class RewarderWorker:
             raise self._failure
         return {"groups": float(self._groups), "busy_s": self._busy_s}
 
-    def stop(self) -> None:
-        self._stop.set()
-
     def _run(self) -> None:
         try:
-            while not self._stop.is_set():
+            while True:
                 for item in self._queue.take_rollouts(self._name, 1, BLOCK_S):
                     self._score_item(item)
         except BaseException as error:  # the thread's boundary: the driver asks `health` and stops the run
@@ -117,7 +115,10 @@ class RewarderWorker:
             except (ConversationTooLong, ValueError) as error:  # this group's fault, not the rewarder's: dead-letter it
                 self._queue.drop(item, f"scoring: {error}")
                 return
-        self._queue.push_scored(item, scored)
+        try:
+            self._queue.push_scored(item, scored)
+        except EncodeError as error:
+            self._queue.drop(item, str(error))
         self._busy_s += time.monotonic() - started
         self._groups += 1
 

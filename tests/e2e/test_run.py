@@ -111,10 +111,27 @@ def test_signals_stop_everything_cleanly(number: signal.Signals, launch: Launch)
     run.assert_gone()
 
 
-def test_overlapping_run_keeps_its_staleness_bound(first: Path, launch: Launch, runs: Path) -> None:
-    settings = ["iteration.max_staleness=1", "iteration.num=1", "iteration.steps=6"]
-    run = launch("run.name=overlapping", *ready_made(first), *settings)
+def test_nothing_survives_a_kill_while_engines_start(launch: Launch) -> None:
+    run = launch("run.name=killed-early")
+    run.wait_for("stage sft")
+    run.kill(signal.SIGKILL)
+    run.assert_gone()
+
+
+def test_overlapping_run_on_two_ranks_and_two_rewarders(first: Path, launch: Launch, runs: Path) -> None:
+    """max_staleness 1 keeps its bound; final_score with a given reward model, which stage reward_model only calibrates."""
+    collected = runs / "first" / "collected"
+    settings = ["iteration.max_staleness=1", "iteration.num=1", "iteration.steps=6", "aggregation.kind=final_score"]
+    settings += ["learner.ranks=2", "learner.zero_stage=2", "rewarder.num=2"]
+    settings += [f"data.ratings={collected}/ratings.jsonl", f"data.preferences={collected}/preferences.jsonl"]
+    models = [f"policy.model={first}/sft", f"rewarder.model={first}/rm/version_0"]
+    run = launch("run.name=overlapping", *models, *settings, "stages=[reward_model,iterate,evaluate,report]")
     assert run.wait() == 0, run.log.read_text()[-4000:]
     rows = read_rows(runs / "overlapping" / "metrics.jsonl")[1:]
-    assert max(row["staleness/max"] for row in rows) == 1
     assert len(rows) == STEPS
+    assert max(row["staleness/max"] for row in rows) == 1
+    assert all("reward/term/final_score" in row for row in rows)
+    assert all(row["sync/max_logprob_diff"] <= 1e-4 for row in rows)
+    calibrated = json.loads((runs / "overlapping" / "rm" / "version_0" / "report.json").read_text())
+    assert len(calibrated["calibration"]["temperatures"]) == 1
+    run.assert_gone()

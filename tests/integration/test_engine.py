@@ -39,9 +39,7 @@ class Running:
         self.engine = self.run(self._make(str(self.paths["m0"]), config, directory / "shm"))
 
     async def _make(self, model: str, config: Any, shm: Path) -> Engine:
-        engine = Engine(model, config.policy, config.actors, 40, shm)
-        await engine.start()
-        return engine
+        return Engine(model, config.policy, config.actors, 40, shm)
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(240)

@@ -233,7 +233,7 @@ def test_a_former_incarnation_is_fenced_and_gives_its_entries_back(queue: Queue,
 def test_a_server_that_lost_the_run_is_reported(queue: Queue, make: MakeQueue) -> None:
     with pytest.raises(QueueRegression, match="does not know"):
         make(incarnation=5).admit([0])
-    queue.delete_run()
+    queue._link.client.delete(*queue._keys)
     for act in (lambda: queue.admit([0]), lambda: queue.take_work("a", 1, 0)):
         with pytest.raises(QueueRegression, match="lost its data"):
             act()
@@ -371,3 +371,24 @@ def test_the_server_dies_with_its_parent(tmp_path: Path) -> None:
 def _state(pid: int) -> str:
     status = Path(f"/proc/{pid}/stat")
     return status.read_text().rsplit(")", 1)[1].split()[0] if status.exists() else "Z"
+
+
+def test_forgetting_after_a_cursor_gives_those_slots_back(queue: Queue) -> None:
+    roll_out(queue, 6)
+    score(queue, 6)
+    cursor = queue.read_scored("0-0", 6, 0)[3][0]
+    queue.begin()
+    assert queue.forget_scored_after(cursor) == 2
+    queue.reset_in_flight()
+    assert queue.admit(range(6)) == 2
+    assert [item.slot for item in queue.take_work("actor", 9, 0)] == [4, 5]
+
+
+def test_a_deleted_run_keeps_its_fence(queue: Queue, make: MakeQueue) -> None:
+    zombie = make(incarnation=queue.incarnation)
+    queue.begin()
+    queue.delete_run()
+    queue.begin()
+    with pytest.raises(Fenced, match="newer driver"):
+        zombie.admit([0])
+    assert queue.admit([0]) == 1
