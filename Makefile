@@ -3,6 +3,7 @@
 # make check                 format, lint, types, import rules, unit tests (a minute)
 # make setup / setup-gpu     the virtual environment alone, CPU or GPU set
 # make lock                  write the locks again (needs uv)
+# make clean                 remove .venv, runs/ and data/: results too
 PYTHON ?= python3
 SEED ?= 0
 BIN := .venv/bin

@@ -127,7 +127,8 @@ class Loop:
         trained = time.monotonic()
         state.step += 1
         status = self._cluster.call_all(self._cluster.learners, "collect", 0.0)[0]
-        self._sync_difference = self._publisher.policy(state.step).max_logprob_diff
+        sync = self._publisher.policy(state.step)
+        self._sync_difference = sync.max_logprob_diff
         published = time.monotonic()
         state.ended, state.dropped = status.ended, status.dropped
         self._admit()
@@ -136,7 +137,7 @@ class Loop:
         judged = time.monotonic()
         times = {"wait": waited - started, "train": trained - waited, "publish": published - trained}
         times |= {"judge": judged - published, "checkpoint": self._checkpoint_s, "step": judged - started}
-        self._log(results[0].metrics, results[0].samples, times, gold)
+        self._log({**results[0].metrics, "sync/step_size": sync.step_size}, results[0].samples, times, gold)
         self._checkpoint_s = 0.0
         if state.step % self._config.checkpoint.every_steps == 0 and not last_of_iteration:
             self._checkpoint()  # after the line: a resume removes lines that are ahead, and cannot make one that is missing
@@ -248,7 +249,7 @@ class Loop:
         self._checkpoint_s = time.monotonic() - started
 
     def _log(
-        self, metrics: dict[str, float], samples: list[dict[str, object]], times: dict[str, float], gold: float | None
+        self, metrics: dict[str, Any], samples: list[dict[str, object]], times: dict[str, float], gold: float | None
     ) -> None:
         tokens, busy = self._check_health()
         speed = (tokens - self._tokens[0]) / max(busy - self._tokens[1], 1e-9)
@@ -261,7 +262,7 @@ class Loop:
             self._samples.write(self._state.step, sample)
         self._say_step(metrics, times["step"])
 
-    def _say_step(self, metrics: dict[str, float], seconds: float) -> None:
+    def _say_step(self, metrics: dict[str, Any], seconds: float) -> None:
         total = self._config.iteration.num * self._config.iteration.steps
         say(
             f"  step {self._state.step}/{total}  reward {metrics['reward/mean']:+.3f}  "

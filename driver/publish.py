@@ -24,9 +24,12 @@ PROBE_TOKENS = 64
 
 @dataclass(frozen=True)
 class Published:
-    """What a version's publication showed: the largest |learner - engine| log-prob on the probe, over all engines."""
+    """What a version's publication showed on the probe: the largest |learner - engine| log-prob over all engines, and how far
+    the learner itself moved since the last publication (None at the first). A missed update shows only if the step is larger
+    than the tolerance."""
 
     max_logprob_diff: float
+    step_size: float | None
 
 
 class Publisher:
@@ -36,6 +39,7 @@ class Publisher:
         self._cluster, self._anchor, self._tolerance = cluster, anchor, tolerance
         self._probe = probe_tokens(prompts)
         self._anchor_weights: Any = None
+        self._before: FloatArray | None = None
 
     def policy(self, version: int) -> Published:
         """Publishes the learner's weights as `version` and lets the engines serve it."""
@@ -65,7 +69,9 @@ class Publisher:
                 f"differ by {worst:.3g}, actors.sync_tolerance is {self._tolerance:g}, and loading again did not help. "
                 "The engine is not allowed to sample. With a bfloat16 engine a larger model may need a larger tolerance."
             )
-        return Published(worst)
+        step_size = None if self._before is None else float(np.abs(expected - self._before).max())
+        self._before = expected
+        return Published(worst, step_size)
 
     def _differences(self, expected: FloatArray) -> list[float]:
         answers = self._cluster.call_all(self._cluster.actors, "probe", self._probe)
