@@ -1,4 +1,4 @@
-# make quickstart [SEED=n]   the whole loop in the sandbox (minutes, 2 cores)
+# make quickstart [SEED=n]   the whole loop in the sandbox (minutes, 2 cores); again: goes on where it stopped
 # make test                  every test: unit, integration, e2e, chaos
 # make check                 format, lint, types, import rules, unit tests (a minute)
 # make setup / setup-gpu     the virtual environment alone, CPU or GPU set
@@ -37,7 +37,8 @@ setup-gpu: .venv/gpu.done
 
 quickstart: setup
 	$(BIN)/python -m examples.sandbox --out data/sandbox-$(SEED) --seed $(SEED)
-	$(BIN)/python launch.py --config configs/quickstart.yaml run.seed=$(SEED) run.name=$(RUN)
+	$(BIN)/python launch.py --config configs/quickstart.yaml run.seed=$(SEED) run.name=$(RUN) \
+	  $$(test -f runs/$(RUN)/config.yaml && echo --resume)
 
 test: setup
 	$(BIN)/python -m pytest
