@@ -43,6 +43,9 @@ _SLICE_S = 1.0  # the longest single blocking read (the socket waits longer); be
 _PAGE = 64
 
 
+OLDEST_REDIS = (6, 2)
+
+
 @dataclass(frozen=True, slots=True)
 class WorkItem:
     """A slot to roll out; attempt counts the deliveries of this slot at this stage, from 1."""
@@ -82,7 +85,7 @@ class _Entry:
 
 
 class Queue:
-    """One process's door to the run's queue. Building it does no I/O; `server_run_id()` is the connection check.
+    """One process's door to the run's queue. Building it does no I/O; `check()` does.
 
     incarnation: what the driver's `begin` returned. Every change by an older incarnation raises Fenced.
     retry_s bounds how long a call waits for a server that is away; QueueError after that.
@@ -222,9 +225,16 @@ class Queue:
         names = ("work", "rollouts", "scored", "dead")
         return {name: int(self._link.call(lambda key=self._key[name]: self._link.client.xlen(key))) for name in names}
 
-    def server_run_id(self) -> str:
-        """Changes when the server restarts. Raises QueueError if it cannot be reached or the password is wrong."""
-        return str(self._link.call(lambda: self._link.client.info("server"))["run_id"])
+    def check(self) -> str:
+        """The server's run id, which changes when it restarts. Raises QueueError if it cannot be reached, refuses the password
+        or is too old."""
+        server = self._link.call(lambda: self._link.client.info("server"))
+        version = tuple(int(part) for part in str(server["redis_version"]).split(".")[:2])
+        if version < OLDEST_REDIS:
+            raise QueueError(
+                f"Redis {server['redis_version']} is too old; wanted 6.2 or later (XPENDING IDLE, XTRIM MINID)"
+            )
+        return str(server["run_id"])
 
     def close(self) -> None:
         """Closes the connections; a later call opens new ones."""

@@ -18,7 +18,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 SOCKET_TIMEOUT_S = 15.0
-_WRONG_PASSWORD = ("WRONGPASS", "NOAUTH", "ERR AUTH", "invalid username-password", "Authentication required")
+_NO_PASSWORD = ("NOAUTH", "Authentication required")
+_WRONG_PASSWORD = ("WRONGPASS", "ERR AUTH", "invalid username-password")
 
 
 class QueueError(RuntimeError):
@@ -68,6 +69,11 @@ class Link:
 
     def _explain(self, error: RedisError) -> QueueError:
         text = str(error)
+        if any(sign in text for sign in _NO_PASSWORD):
+            return QueueError(
+                f"{self._where} wants a password and none is given; put it in the environment variable that "
+                "redis.password_env names"
+            )
         if isinstance(error, AuthenticationError) or any(sign in text for sign in _WRONG_PASSWORD):
             return QueueError(f"{self._where} refused the password; check the variable that redis.password_env names")
         if isinstance(error, (RedisConnectionError, RedisTimeoutError)):

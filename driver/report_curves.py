@@ -171,8 +171,8 @@ def _time_card(run: RunFiles, steps: Steps) -> str:
     legend = _legend([(STACK[at % len(STACK)], safe(word)) for at, word in enumerate(words)])
     chart = partial(stacked_chart, steps, parts, "Seconds of each step by part")
     caption = (
-        "Where a step's seconds go: wait is sampling and scoring, publish the new weights, checkpoint also the "
-        "judging at the end of an iteration. Healthy: level; the largest part is what to speed up."
+        "Where a step's seconds go: wait is sampling and scoring, publish the new weights, judge the evaluation at "
+        "an iteration's end, checkpoint the one before the step. Healthy: level; the largest part is what to speed up."
     )
     return _card("Time", "s per step", run.series("time/step_s"), chart, caption, legend)
 

@@ -266,9 +266,9 @@ def test_trimmed_slots_stay_ended_through_a_reset(queue: Queue) -> None:
 
 
 def test_a_wrong_password_is_named_and_never_shown(server: EmbeddedRedis) -> None:
-    for password in ("not-the-secret", None):
-        with pytest.raises(QueueError, match="refused the password") as caught:
-            Queue(server.url, password, "run", CONFIG).server_run_id()
+    for password, words in (("not-the-secret", "refused the password"), (None, "wants a password and none is given")):
+        with pytest.raises(QueueError, match=words) as caught:
+            Queue(server.url, password, "run", CONFIG).check()
         assert "not-the-secret" not in str(caught.value)
 
 
@@ -285,7 +285,7 @@ def test_a_killed_server_keeps_what_it_acknowledged(tmp_path: Path) -> None:
     queue = Queue(server.url, server.password, "run", CONFIG)
     queue.begin()
     roll_out(queue, 20)
-    before, old_id = queue.depths(), queue.server_run_id()
+    before, old_id = queue.depths(), queue.check()
     os.kill(server.pid, signal.SIGKILL)
     seen: list[dict[str, int]] = []
     waiting = threading.Thread(target=lambda: seen.append(queue.depths()))
@@ -294,7 +294,7 @@ def test_a_killed_server_keeps_what_it_acknowledged(tmp_path: Path) -> None:
     server.start()
     waiting.join(20)
     assert seen == [before]  # the call waited for the server
-    assert queue.server_run_id() != old_id
+    assert queue.check() != old_id
     assert len(score(queue, 20)) == 20
     server.stop()
     assert not server.alive()

@@ -88,7 +88,7 @@ def test_all_problems_come_at_once(check: Check) -> None:
     parts = [
         *("run.name is '-bad'", "policy.model: no such directory", "collect needs judge.labeler"),
         *("iterate needs rewarder.model", "data.prompts: prompts.jsonl:2: not valid JSON", "none.jsonl: no such file"),
-        *("judge.function: function 'no_such_module:gold'", "redis.url localhost:1 does not answer"),
+        *("judge.function: function 'no_such_module:gold'", "redis at localhost:1/0 cannot be reached"),
         "configs/quickstart.yaml",
     ]
     assert len(report.problems) == len(parts), report.problems
@@ -197,7 +197,7 @@ class FakeRedis(socketserver.StreamRequestHandler):
         if not allowed:
             refusal = b"WRONGPASS invalid pair" if command == b"AUTH" else b"NOAUTH Authentication required."
             return b"-" + refusal + b"\r\n"
-        info = f"redis_version:{self.version}\r\n"
+        info = f"redis_version:{self.version}\r\nrun_id:0\r\n"
         return {b"PING": b"+PONG\r\n", b"INFO": f"${len(info)}\r\n{info}\r\n".encode()}.get(command, b"+OK\r\n")
 
 
@@ -213,14 +213,15 @@ def redis_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 def test_redis_and_its_password(check: Check, redis_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"redis.url=redis://127.0.0.1:{redis_port}/0"
-    assert "put it in the environment variable ITER_RLHF_REDIS_PASSWORD" in only(check(url))
+    problem = only(check(url))
+    assert "wants a password and none is given" in problem and "ITER_RLHF_REDIS_PASSWORD" in problem
     monkeypatch.setenv("ITER_RLHF_REDIS_PASSWORD", "guess")
     refusal = only(check(url))
-    assert "refuses the password (WRONGPASS" in refusal and "guess" not in refusal
+    assert "refused the password" in refusal and "guess" not in refusal
     monkeypatch.setenv("ITER_RLHF_REDIS_PASSWORD", "secret")
     assert check(url).problems == []
     monkeypatch.setattr(FakeRedis, "version", "5.0.7")
-    assert "is Redis 5.0; wanted 6.2 or later" in only(check(url))
+    assert "Redis 5.0.7 is too old; wanted 6.2 or later" in only(check(url))
 
 
 @pytest.mark.parametrize("url", ["localhost:6379", "http://localhost/0", "redis://localhost:port/0", "redis://[x"])
