@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.logprobs import Logprob
@@ -25,7 +24,7 @@ from vllm.v1.engine.output_processor import RequestOutputCollector
 
 from actors.prompts import SampleRequest
 from common.config import ActorsConfig, PolicyConfig
-from common.models import local_directory
+from common.models import local_directory, tensor_names
 from common.types import FloatArray, IntArray, Rollout
 
 PROBE_TIMEOUT_S = 120
@@ -122,20 +121,11 @@ class Engine:
         )
 
     def _check_names(self, names: Sequence[str]) -> None:
-        expected = parameter_names(self._model)
+        expected = set(tensor_names(self._model))
         if missing := sorted(expected - set(names)):
             raise WeightsError(f"published weights lack {len(missing)} of the model's tensors, first {missing[0]}")
         if extra := sorted(set(names) - expected):
             raise WeightsError(f"published weights have {len(extra)} tensors that the model lacks, first {extra[0]}")
-
-
-def parameter_names(model: Path) -> set[str]:
-    """Tensor names in a local Hugging Face model directory."""
-    names: set[str] = set()
-    for file in sorted(model.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            names |= set(tensors.keys())
-    return names
 
 
 async def _finished(collector: RequestOutputCollector) -> RequestOutput:

@@ -44,9 +44,8 @@ class ActorWorker:
 
     async def start(self) -> None:
         """Starts the engine (tens of seconds)."""
-        from actors.engine import (
-            Engine,
-        )  # vllm takes ten seconds to import; the driver, which imports this file, needs none
+        # vllm takes ten seconds to import, and the driver imports this file without needing it
+        from actors.engine import Engine
 
         self._engine = Engine(*self._build)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
+from safetensors import safe_open
 
 FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
 
@@ -22,3 +23,12 @@ def local_directory(model: str, revision: str | None) -> Path:
     if Path(model).is_dir():
         return Path(model)
     return Path(snapshot_download(model, revision=revision, allow_patterns=FILES))
+
+
+def tensor_names(directory: Path) -> list[str]:
+    """Names of the tensors in a directory's safetensors files, sorted."""
+    names: list[str] = []
+    for file in directory.glob("*.safetensors"):
+        with safe_open(file, "np") as tensors:
+            names += tensors.keys()
+    return sorted(names)

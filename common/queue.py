@@ -41,8 +41,6 @@ __all__ = [
 _GROUPS = {"work": "actors", "rollouts": "rewarders"}
 _SLICE_S = 1.0  # the longest single blocking read (the socket waits longer); between two, idle entries are looked for
 _PAGE = 64
-
-
 OLDEST_REDIS = (6, 2)
 
 

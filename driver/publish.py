@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 
+from common.models import tensor_names
 from common.types import FloatArray, IntArray, Prompt
 from driver.cluster import Cluster, RoleError
 
@@ -53,7 +53,7 @@ class Publisher:
         if self._anchor_weights is None:
             shards = [file.read_bytes() for file in sorted(self._anchor.glob("*.safetensors"))]
             self._anchor_weights = self._cluster.put(shards)
-        return self._load(0, self._anchor_weights, _names(self._anchor), anchor=True)
+        return self._load(0, self._anchor_weights, tensor_names(self._anchor), anchor=True)
 
     def _load(self, version: int, shards: Any, names: Sequence[str], anchor: bool) -> Published:
         cluster = self._cluster
@@ -83,11 +83,3 @@ def probe_tokens(prompts: Sequence[Prompt]) -> IntArray:
     longest = max(len(prompt.token_ids) for prompt in prompts)
     joined = np.concatenate([prompt.token_ids for prompt in prompts[:PROBE_TOKENS]])
     return joined[: max(2, min(PROBE_TOKENS, longest))]
-
-
-def _names(directory: Path) -> list[str]:
-    names: list[str] = []
-    for file in sorted(directory.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            names += tensors.keys()
-    return names

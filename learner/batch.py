@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from common.types import ScoredGroup
+from rewarder.scoring import batches
 
 
 @dataclass(frozen=True)
@@ -52,25 +53,11 @@ def rows_of(groups: Sequence[ScoredGroup], advantages: Tensor) -> list[Row]:
     return rows
 
 
-def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Indices cut into batches of similar length, each at most token_budget padded tokens (or one sequence)."""
-    order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
-    cut: list[list[int]] = []
-    for index in order:
-        if cut and (len(cut[-1]) + 1) * lengths[index] <= token_budget:
-            cut[-1].append(index)
-        else:
-            cut.append([index])
-    return cut
-
-
 def rank_micro_batches(lengths: Sequence[int], token_budget: int, rank: int, ranks: int) -> list[list[int]]:
     """This rank's micro-batches: rank r has rows r, r + ranks, ...; all ranks return the same number of them (ZeRO-3 runs
     collectives in every pass), empty ones at the end where a rank has fewer."""
     parts = [list(range(start, len(lengths), ranks)) for start in range(ranks)]
-    cuts = [
-        [[part[i] for i in cut] for cut in micro_batches([lengths[j] for j in part], token_budget)] for part in parts
-    ]
+    cuts = [[[part[i] for i in cut] for cut in batches([lengths[j] for j in part], token_budget)] for part in parts]
     longest = max(len(cut) for cut in cuts)
     return cuts[rank] + [[] for _ in range(longest - len(cuts[rank]))]
 

@@ -37,7 +37,7 @@ def init_process_group(rank: int, ranks: int, address: str, port: int, gpus: flo
 
 class Engine:
     """One trainable module under DeepSpeed and AdamW. Use `engine.module` as the module; gradients are averaged over ranks,
-    so a loss that is normalised by a global count is multiplied by `num_ranks`."""
+    so a loss that is normalised by a global count is multiplied by `num_ranks()`."""
 
     def __init__(self, module: nn.Module, config: LearnerConfig, learning_rate: float, device: torch.device):
         import deepspeed
@@ -64,10 +64,6 @@ class Engine:
     def torch_module(self) -> nn.Module:
         """For passes without gradient. Under ZeRO-3 that is the engine (it gathers), else the bare module."""
         return self._engine if self._zero_stage == 3 else self._engine.module
-
-    @property
-    def num_ranks(self) -> int:
-        return num_ranks()
 
     def precision(self) -> AbstractContextManager[object]:
         """The context of trained passes: bfloat16 autocast, or none."""

@@ -84,7 +84,7 @@ def _accumulate(
     num_pairs = max(1, sum(len(prompt.pairs) for prompt in sets))
     totals = torch.zeros(2, dtype=torch.float64)
     lengths = [sum(len(c.ids) for c in prompt.conversations) for prompt in sets]
-    for indices in rank_micro_batches(lengths, micro_batch_tokens, rank, engine.num_ranks):
+    for indices in rank_micro_batches(lengths, micro_batch_tokens, rank, num_ranks()):
         rendered, ratings, pairs, _ = flatten([sets[i] for i in indices] or [sets[0]])
         weight = float(bool(indices))  # a rank without rows still runs the pass that ZeRO-3 waits for
         with engine.precision():
@@ -92,7 +92,7 @@ def _accumulate(
         score, ratings, pairs = gated_score(output, matrix), ratings.to(device), pairs.to(device)
         regression = masked_regression(output.scores, ratings.nan_to_num(), ratings.isfinite(), num_known)
         preference = bradley_terry(score[pairs[:, 0]], score[pairs[:, 1]]).sum() / num_pairs
-        engine.backward(weight * (regression_weight * regression + preference) * engine.num_ranks)
+        engine.backward(weight * (regression_weight * regression + preference) * num_ranks())
         totals += weight * torch.stack([regression.detach(), preference.detach()]).double().cpu()
     regression, preference = reduce_sum(totals).tolist()
     return {"regression": regression, "preference": preference}

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from common.config import SftConfig
 from common.data import Demonstration
 from learner.batch import Row, collate, rank_micro_batches
-from learner.engine import Engine, reduce_sum
+from learner.engine import Engine, num_ranks, reduce_sum
 from learner.logprobs import token_logprobs
 from learner.losses import masked_mean
 from learner.schedule import cosine
@@ -72,11 +72,11 @@ def _accumulate(engine: Engine, rows: Sequence[Row], micro_batch_tokens: int, ra
     num_tokens = sum(len(row.token_ids) - row.response_start for row in rows)
     total = torch.zeros(1, dtype=torch.float64)
     lengths = [len(row.token_ids) for row in rows]
-    for indices in rank_micro_batches(lengths, micro_batch_tokens, rank, engine.num_ranks):
+    for indices in rank_micro_batches(lengths, micro_batch_tokens, rank, num_ranks()):
         batch = collate([rows[index] for index in indices]).to(device)
         with engine.precision():
             logits = engine.module(input_ids=batch.token_ids, attention_mask=batch.mask, use_cache=False).logits
         loss = masked_mean(-token_logprobs(logits, batch.token_ids, 1.0), batch.response, num_tokens)
-        engine.backward(loss * engine.num_ranks)
+        engine.backward(loss * num_ranks())
         total += loss.detach().double().cpu()
     return float(reduce_sum(total))

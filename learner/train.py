@@ -18,7 +18,7 @@ from common.config import LearnerConfig
 from common.types import ScoredGroup
 from learner.advantages import group_advantages
 from learner.batch import Row, Sequences, collate, rank_micro_batches, rows_of
-from learner.engine import Engine, reduce_sum
+from learner.engine import Engine, num_ranks, reduce_sum
 from learner.logprobs import token_entropy, token_logprobs
 from learner.losses import clipped_policy_loss, kl_penalty, masked_mean
 
@@ -71,7 +71,7 @@ def _accumulate(
     num_tokens = sum(len(row.token_ids) - row.response_start for row in rows)
     totals = torch.zeros(len(STATISTICS), dtype=torch.float64)
     lengths = [len(row.token_ids) for row in rows]
-    for indices in rank_micro_batches(lengths, config.micro_batch_tokens, rank, engine.num_ranks):
+    for indices in rank_micro_batches(lengths, config.micro_batch_tokens, rank, num_ranks()):
         batch = collate([rows[index] for index in indices]).to(device)
         with torch.no_grad(), engine.precision():
             ref_logits = reference(input_ids=batch.token_ids, attention_mask=batch.mask, use_cache=False).logits
@@ -82,7 +82,7 @@ def _accumulate(
         policy = clipped_policy_loss(logprobs, batch.old_logprobs, batch.advantages, config.clip_low, config.clip_high)
         penalty = kl_penalty(logprobs, ref_logprobs, config.kl_estimator)
         loss = masked_mean(policy + config.kl_coef * penalty, batch.response, num_tokens)
-        engine.backward(loss * engine.num_ranks)
+        engine.backward(loss * num_ranks())
         entropy = token_entropy(logits, temperature)
         totals += _statistics(batch, logprobs.detach(), ref_logprobs, entropy, loss.detach(), config)
     return reduce_sum(totals)

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from actors.engine import Engine, WeightsError, parameter_names
+from actors.engine import Engine, WeightsError
 from actors.prompts import SampleRequest
 from common.config_file import load_config
+from common.models import tensor_names
 from learner.logprobs import token_logprobs
 from tests.integration.models import tiny_policy
 
@@ -46,7 +47,7 @@ class Running:
 
     def load(self, name: str, version: int) -> None:
         shard = (self.paths[name] / "model.safetensors").read_bytes()
-        self.run(self.engine.load_weights(version, [shard], sorted(parameter_names(self.paths[name]))))
+        self.run(self.engine.load_weights(version, [shard], tensor_names(self.paths[name])))
 
     def difference(self, name: str) -> float:
         """Largest |engine - transformers| log-prob of the probe, against the weights of `name`."""
@@ -111,7 +112,7 @@ def test_finish_reasons_and_end_token(running: Running) -> None:
 
 
 def test_weights_that_lack_a_tensor_are_refused(running: Running) -> None:
-    names = sorted(parameter_names(running.paths["m1"]))
+    names = tensor_names(running.paths["m1"])
     shard = (running.paths["m1"] / "model.safetensors").read_bytes()
     with pytest.raises(WeightsError, match=r"lack 1 of the model's tensors, first model\.embed_tokens"):
         running.run(running.engine.load_weights(30, [shard], [n for n in names if "embed" not in n]))

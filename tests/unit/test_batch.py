@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from common.types import Message, Prompt, Reward, Rollout, RolloutGroup, ScoredGroup
 from learner.advantages import group_advantages
-from learner.batch import Row, collate, micro_batches, rank_micro_batches, rows_of
+from learner.batch import Row, collate, rank_micro_batches, rows_of
 from learner.step_metrics import explain, group_metrics
+from rewarder.scoring import batches
 
 lengths_of = st.lists(st.integers(2, 40), min_size=1, max_size=50)
 
@@ -34,7 +35,7 @@ def scored(slot: int, rewards: list[float], version: int = 3) -> ScoredGroup:
 
 @given(lengths_of, st.integers(1, 100))
 def test_micro_batches_hold_every_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    cut = micro_batches(lengths, budget)
+    cut = list(batches(lengths, budget))
     assert sorted(index for batch in cut for index in batch) == list(range(len(lengths)))
     assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget for batch in cut)
 
