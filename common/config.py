@@ -88,6 +88,7 @@ class RewarderConfig:
 class AggregationConfig:
     kind: str
     groups: dict[str, list[str]]
+    weights: dict[str, float]
     weight_floor: float
     probability_floor: float
     references_per_prompt: int

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.long_prompts": ("refuse", "skip"),
     "policy.dtype": ("float32", "bfloat16"),
     "rewarder.dtype": ("float32", "bfloat16"),
-    "aggregation.kind": ("final_score", "grouped"),
+    "aggregation.kind": ("final_score", "grouped", "weighted_sum"),
     "aggregation.estimator": ("gaussian", "empirical"),
     "learner.kl_estimator": ("k2", "k3"),
     "iteration.policy_start": ("continue", "reset"),
@@ -160,21 +161,11 @@ def wrong_values(config: Config) -> list[str]:
 
 
 def _contradictions(config: Config) -> list[str]:
-    found = []
-    names, groups = config.rewarder.objectives, config.aggregation.groups
+    found, names = [], config.rewarder.objectives
     if config.aggregation.kind == "grouped":
-        grouped = [name for members in groups.values() for name in members]
-        if not groups:
-            found.append("aggregation.kind is grouped but aggregation.groups is empty; name at least one group")
-        found += [
-            f"aggregation.groups names {n!r}, which is not in rewarder.objectives" for n in grouped if n not in names
-        ]
-        found += [f"aggregation.groups names {n!r} twice" for n in sorted({n for n in grouped if grouped.count(n) > 1})]
-        if groups and config.aggregation.weight_floor * len(groups) > 1:
-            found.append(
-                f"aggregation.weight_floor {config.aggregation.weight_floor} times {len(groups)} groups is above 1; "
-                f"lower it to at most {1 / len(groups):.3g}"
-            )
+        found += _wrong_groups(config.aggregation.groups, config.aggregation.weight_floor, names)
+    if config.aggregation.kind == "weighted_sum":
+        found += _wrong_weights(config.aggregation.weights, names)
     verbosity = config.learner.reward_model.verbosity
     if verbosity is not None and verbosity not in names:
         found.append(f"learner.reward_model.verbosity is {verbosity!r}, which is not in rewarder.objectives")
@@ -192,6 +183,39 @@ def _contradictions(config: Config) -> list[str]:
         found.append(
             f"redis.capacity {config.redis.capacity} is below the window of {window} groups; raise it to {window}"
         )
+    return found
+
+
+def _wrong_groups(groups: dict[str, list[str]], weight_floor: float, objectives: list[str]) -> list[str]:
+    if not groups:
+        return ["aggregation.kind is grouped but aggregation.groups is empty; name at least one group"]
+    grouped = [name for members in groups.values() for name in members]
+    found = [
+        f"aggregation.groups names {n!r}, which is not in rewarder.objectives" for n in grouped if n not in objectives
+    ]
+    found += [f"aggregation.groups names {n!r} twice" for n in sorted({n for n in grouped if grouped.count(n) > 1})]
+    if weight_floor * len(groups) > 1:
+        found.append(
+            f"aggregation.weight_floor {weight_floor} times {len(groups)} groups is above 1; "
+            f"lower it to at most {1 / len(groups):.3g}"
+        )
+    return found
+
+
+def _wrong_weights(weights: dict[str, float], objectives: list[str]) -> list[str]:
+    if not any(weights.values()):
+        return [
+            f"aggregation.kind is weighted_sum but aggregation.weights is {weights}; "
+            "give at least one objective a weight other than 0"
+        ]
+    found = [
+        f"aggregation.weights names {n!r}, which is not in rewarder.objectives" for n in weights if n not in objectives
+    ]
+    found += [
+        f"aggregation.weights has {w} for {n!r}; it must be a finite number"
+        for n, w in weights.items()
+        if not math.isfinite(w)
+    ]
     return found
 
 

@@ -29,10 +29,12 @@ from driver.evaluation import judge_policy
 from driver.progress import say
 from driver.publish import Publisher
 from driver.references import load_references, references_key, sample_references
+from learner.worker import aggregation_of
 
 COLLECT_S = 1.0
 HEALTH_EVERY_S = 5.0
 MAX_DROPPED_SHARE = 0.2
+NO_REFERENCES = "none"  # the reference version of an aggregation that centres on nothing
 
 
 @dataclass
@@ -217,6 +219,9 @@ class Loop:
     # ---- records ------------------------------------------------------------------------------------------------------
 
     def _references(self, part: Sequence[Prompt]) -> tuple[dict[str, FloatArray], str]:
+        """r_ref of each prompt and their key; kept ones, else sampled; none where the aggregation needs none."""
+        if not aggregation_of(self._config.aggregation, self._config.rewarder.objectives).needs_reference:
+            return {}, NO_REFERENCES
         directory = self._paths.run / "references"
         key = references_key(self._config, part, self._paths.anchor, self._paths.reward_model)
         kept = load_references(directory, key)

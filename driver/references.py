@@ -2,7 +2,8 @@
 
 At the start of an iteration the engines hold the anchor and sample K responses to every prompt of the shard; the rewarders
 turn them into r_ref per prompt and term. Samples and values are kept under a key of everything they depend on: a resumed
-run finds them again, another reward model, template or sampling does not.
+run finds them again, another reward model, template or sampling does not. An aggregation that centres on nothing
+(weighted_sum) has no such pass.
 """
 
 from __future__ import annotations

@@ -59,13 +59,13 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def _settings(config: Mapping[str, Mapping[str, Any]], run_dir: Path) -> Settings:
     iteration, aggregation = config.get("iteration", {}), config.get("aggregation", {})
-    grouped = aggregation.get("kind") == "grouped"
+    kind = str(aggregation.get("kind", "final_score"))
     return Settings(
         name=str(config.get("run", {}).get("name", run_dir.resolve().name)),
         steps=int(iteration.get("steps", 0)),
         sync_tolerance=number(config.get("actors", {}).get("sync_tolerance")),
         max_staleness=number(iteration.get("max_staleness")),
-        terms=list(aggregation.get("groups", {})) if grouped else ["final_score"],
+        terms=list(aggregation.get("groups", {})) if kind == "grouped" else [kind],
     )
 
 

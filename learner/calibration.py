@@ -1,7 +1,8 @@
 """How good a reward model is on held-out prompts, and the temperatures that make its terms probabilities.
 
 Called by learner/worker.py at the end of stage `reward_model`; the result is part of the RM version and frozen with it.
-Each term is calibrated on labels of its own: a group on the ratings of its objectives, the final score on preferences.
+Each term is calibrated on labels of its own: a group on the ratings of its objectives, one score
+(final_score, weighted_sum) on preferences.
 """
 
 from __future__ import annotations

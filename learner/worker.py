@@ -20,13 +20,13 @@ from common.address import QueueAddress
 from common.config import AggregationConfig, Config, LearnerConfig
 from common.data import read_demonstrations, read_pairs, read_ratings
 from common.ledger import BatchAssembler, Ledger
-from common.types import FloatArray, IntArray
+from common.types import FloatArray, IntArray, ScoredGroup
 from learner import calibration, reward_data, reward_training, sft
 from learner.engine import Engine, freeze, init_process_group
 from learner.step_metrics import explain, group_metrics
 from learner.train import train_step
 from learner.weights import probe_logprobs, to_shards
-from rewarder.aggregate import make_aggregation
+from rewarder.aggregate import Aggregation, make_aggregation
 from rewarder.debias import fit_debias
 from rewarder.model import DTYPES, GatedRewardModel
 
@@ -179,6 +179,11 @@ class LearnerWorker:
 
     def start_policy(self, anchor: str, queue: QueueAddress, checkpoint: str | None) -> None:
         """Loads the policy (from `checkpoint`, else the anchor) and the frozen reference, and opens the scored stream."""
+        self.load_policy(anchor, checkpoint)
+        self._queue = queue.connect()
+
+    def load_policy(self, anchor: str, checkpoint: str | None) -> None:
+        """Loads the policy (from `checkpoint`, else the anchor) and the frozen reference; every rank must call it."""
         self.load_anchor(anchor)
         module = self._causal_lm(anchor)
         self._module, self._tokenizer = module, self._tokenizer_of(anchor)
@@ -188,7 +193,6 @@ class LearnerWorker:
             self._engine.load(Path(checkpoint) / "learner")
             state = json.loads((Path(checkpoint) / "learner.json").read_text())
             self._updates, ledger = state["updates"], Ledger.from_dict(state["ledger"])
-        self._queue = queue.connect()
         self._ledger = ledger
         self._assembler = BatchAssembler(ledger, self._learner.groups_per_step)
 
@@ -203,7 +207,10 @@ class LearnerWorker:
 
     def train(self, step: int) -> StepResult:
         """Trains on the next groups_per_step groups in slot order; the policy is then version `step`."""
-        groups = self._assembler.take(step)
+        return self.train_groups(step, self._assembler.take(step))
+
+    def train_groups(self, step: int, groups: Sequence[ScoredGroup]) -> StepResult:
+        """Trains on these groups; the policy is then version `step`."""
         learner, temperature = self._learner, self._config.actors.temperature
         metrics = train_step(
             self._engine, self._reference, groups, learner, temperature, self._rank, self._device, self._updates
@@ -285,7 +292,7 @@ class LearnerWorker:
 
     def _term_names(self) -> list[str]:
         aggregation = self._config.aggregation
-        return list(aggregation.groups) if aggregation.kind == "grouped" else ["final_score"]
+        return list(aggregation.groups) if aggregation.kind == "grouped" else [aggregation.kind]
 
     def _report(self, what: str, done: int, total: int, values: dict[str, float]) -> None:
         self._progress = Progress(what, done, total, values)
@@ -298,9 +305,11 @@ def _host() -> str:
         return str(probe.getsockname()[0])
 
 
-def aggregation_of(config: AggregationConfig, objectives: Sequence[str]):
+def aggregation_of(config: AggregationConfig, objectives: Sequence[str]) -> Aggregation:
     """The configured aggregation over a reward model's objectives."""
-    return make_aggregation(config.kind, config.groups, config.weight_floor, config.probability_floor, objectives)
+    return make_aggregation(
+        config.kind, config.groups, config.weights, config.weight_floor, config.probability_floor, objectives
+    )
 
 
 def _copied(engine: Engine, dtype: torch.dtype, keep: bool):

@@ -63,7 +63,12 @@ class RewarderWorker:
             )
         settings = self._settings
         aggregation = make_aggregation(
-            settings.kind, settings.groups, settings.weight_floor, settings.probability_floor, model.objectives
+            settings.kind,
+            settings.groups,
+            settings.weights,
+            settings.weight_floor,
+            settings.probability_floor,
+            model.objectives,
         )
         temperature = torch.tensor(model.info.calibration.temperatures)
         if len(temperature) != aggregation.num_terms:
@@ -98,6 +103,29 @@ class RewarderWorker:
             raise self._failure
         return {"groups": float(self._groups), "busy_s": self._busy_s}
 
+    def score(self, group: RolloutGroup) -> ScoredGroup:
+        """Rewards of one group's responses by the reward model in place; between groups of the scoring thread, if any.
+
+        Raises ValueError for a prompt without references where the aggregation needs them and for a score that is not
+        finite, and ConversationTooLong."""
+        responses = [rollout.response for rollout in group.rollouts]
+        with self._lock, torch.no_grad():
+            reference = self._reference_of(group.prompt.prompt_id)
+            scores, gate = self._raw_scores(group.prompt.messages, responses)
+            terms, weights = rewards(scores, gate, self._matrix, reference, self._temperature, self._aggregation)
+            versions = self._model.info.rm_version, self._reference_version
+        parts = [
+            Reward(
+                scores=scores[g].numpy(),
+                gate_weights=gate.numpy(),
+                terms=terms[g].numpy(),
+                weights=weights.numpy(),
+                penalty=self._config.truncation_penalty if rollout.finish_reason == "length" else 0.0,
+            )
+            for g, rollout in enumerate(group.rollouts)
+        ]
+        return ScoredGroup(group, tuple(parts), *versions)
+
     def _run(self) -> None:
         try:
             while True:
@@ -109,12 +137,11 @@ class RewarderWorker:
 
     def _score_item(self, item: RolloutItem) -> None:
         started = time.monotonic()
-        with self._lock:
-            try:
-                scored = self._score(item.group)
-            except (ConversationTooLong, ValueError) as error:  # this group's fault, not the rewarder's: dead-letter it
-                self._queue.drop(item, f"scoring: {error}")
-                return
+        try:
+            scored = self.score(item.group)
+        except (ConversationTooLong, ValueError) as error:  # this group's fault, not the rewarder's: dead-letter it
+            self._queue.drop(item, f"scoring: {error}")
+            return
         try:
             self._queue.push_scored(item, scored)
         except EncodeError as error:
@@ -122,26 +149,14 @@ class RewarderWorker:
         self._busy_s += time.monotonic() - started
         self._groups += 1
 
-    def _score(self, group: RolloutGroup) -> ScoredGroup:
-        reference = self._references.get(group.prompt.prompt_id)
+    def _reference_of(self, prompt_id: str) -> torch.Tensor:
+        """r_ref [M] of a prompt; zeros where nothing is centred on them."""
+        if not self._aggregation.needs_reference:
+            return torch.zeros(self._aggregation.num_terms)
+        reference = self._references.get(prompt_id)
         if reference is None:
-            raise ValueError(f"prompt {group.prompt.prompt_id} has no references in {self._reference_version}")
-        responses = [rollout.response for rollout in group.rollouts]
-        with torch.no_grad():
-            scores, gate = self._raw_scores(group.prompt.messages, responses)
-            ref = torch.from_numpy(np.array(reference))
-            terms, weights = rewards(scores, gate, self._matrix, ref, self._temperature, self._aggregation)
-        parts = [
-            Reward(
-                scores=scores[g].numpy(),
-                gate_weights=gate.numpy(),
-                terms=terms[g].numpy(),
-                weights=weights.numpy(),
-                penalty=self._config.truncation_penalty if rollout.finish_reason == "length" else 0.0,
-            )
-            for g, rollout in enumerate(group.rollouts)
-        ]
-        return ScoredGroup(group, tuple(parts), self._model.info.rm_version, self._reference_version)
+            raise ValueError(f"prompt {prompt_id} has no references in {self._reference_version}")
+        return torch.from_numpy(np.array(reference))
 
     def _raw_scores(self, messages: Sequence[Message], responses: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         return score_responses(self._model, self._tokenizer, messages, responses, self._config.max_tokens)

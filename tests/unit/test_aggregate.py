@@ -33,12 +33,14 @@ from rewarder.aggregate import (
     log_sigmoid_floor,
     make_aggregation,
     rewards,
+    scale,
     term_weights,
 )
 from rewarder.references import reference_value
 
 FINAL = Aggregation("final_score", (), 0.0, 0.0)
 PAIR = Aggregation("grouped", ((0,), (1,)), 0.0, 0.0)
+SUM = Aggregation("weighted_sum", (), 0.0, 0.01, (0.75, -0.25))
 GRID = torch.cat([torch.tensor([-1e4]), torch.linspace(-30, 30, 601), torch.tensor([1e4])]).double()
 finite = st.floats(-20, 20, width=32)
 weight = st.floats(0.0, 5.0, width=32)
@@ -234,14 +236,14 @@ def test_constant_objective_is_refused() -> None:
 
 
 def test_objective_in_no_group_drops_out() -> None:
-    aggregation = make_aggregation("grouped", {"q": ["a", "b"], "s": ["d"]}, 0.0, 0.0, ["a", "b", "c", "d"])
+    aggregation = make_aggregation("grouped", {"q": ["a", "b"], "s": ["d"]}, {}, 0.0, 0.0, ["a", "b", "c", "d"])
     assert aggregation.group_indices == ((0, 1), (3,))
     gate = torch.tensor([0.1, 0.3, 0.5, 0.1])
     debiased = torch.tensor([[1.0, 2.0, 99.0, 3.0]])
     torch.testing.assert_close(combine(debiased, gate, aggregation), torch.tensor([[1.75, 3.0]]))
     torch.testing.assert_close(term_weights(gate, aggregation), torch.tensor([0.8, 0.2]))
     with pytest.raises(ValueError, match="'z'"):
-        make_aggregation("grouped", {"q": ["z"]}, 0.0, 0.0, ["a"])
+        make_aggregation("grouped", {"q": ["z"]}, {}, 0.0, 0.0, ["a"])
 
 
 def test_floor_and_empty_gate() -> None:
@@ -269,6 +271,80 @@ def test_debias_is_row_times_matrix() -> None:
 def test_final_score_equals_coefficient_form() -> None:
     r, gate, matrix = random(1, 5, 4), random(2, 5, 4).softmax(-1), random(3, 4, 4)
     torch.testing.assert_close(combined_scores(r, gate, matrix, FINAL)[:, 0], (r * (gate @ matrix.T)).sum(1))
+
+
+def weighted(weights: dict[str, float]) -> Aggregation:
+    return make_aggregation("weighted_sum", {}, weights, 0.2, 0.01, ["a", "b", "c"])
+
+
+def test_weights_are_scaled_and_keep_their_sign() -> None:
+    assert weighted({"c": -1.0, "a": 3.0}).weights == (0.75, 0.0, -0.25)
+    assert weighted({"b": 1e-3}).weights == (0.0, 1.0, 0.0)
+    assert (weighted({"a": 1.0}).num_terms, weighted({"a": 1.0}).needs_reference) == (1, False)
+    assert FINAL.needs_reference and PAIR.needs_reference
+    others = [make_aggregation(kind, {"q": ["a"]}, {"a": 1.0}, 0.0, 0.0, ["a"]) for kind in ("final_score", "grouped")]
+    assert [aggregation.weights for aggregation in others] == [(), ()]
+
+
+def test_weighted_sum_by_hand() -> None:
+    """Column 1 is verbosity, its penalty on column 0 is .5: debiased scores are (2, 2) and (1, 1), then .75 a - .25 b."""
+    scores, matrix = torch.tensor([[3.0, 2.0], [1.5, 1.0]]), torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
+    gate, reference = torch.tensor([0.9, 0.1]), torch.tensor([7.0])
+    torch.testing.assert_close(combined_scores(scores, gate, matrix, SUM), torch.tensor([[1.0], [0.5]]))
+    terms, weights = rewards(scores, gate, matrix, reference, torch.tensor([0.25]), SUM)
+    torch.testing.assert_close((terms, weights), (torch.tensor([[4.0], [2.0]]), torch.ones(1)))
+    torch.testing.assert_close(scale(torch.tensor([[1.0], [0.5]]), torch.tensor([0.25])), terms)
+
+
+@given(seeds, st.floats(0.01, 10))
+def test_weighted_sum_is_affine(seed: int, temperature: float) -> None:
+    """Reward differences are score differences over the temperature, however far from the reference."""
+    scores, s = 50 * random(seed, 6, 2).double(), torch.tensor([temperature], dtype=torch.float64)
+    terms, _ = rewards(scores, torch.ones(2), torch.eye(2), torch.zeros(1), s, SUM)
+    combined = 0.75 * scores[:, :1] - 0.25 * scores[:, 1:]
+    torch.testing.assert_close(terms - terms[0], (combined - combined[0]) / temperature)
+
+
+@given(st.lists(weight, min_size=2, max_size=2), finite)
+def test_weighted_sum_ignores_gate_and_reference(gate: list[float], reference: float) -> None:
+    scores, fixed = random(5, 4, 2), (torch.ones(1), SUM)
+    plain, _ = rewards(scores, torch.ones(2), torch.eye(2), torch.zeros(1), *fixed)
+    terms, weights = rewards(scores, torch.tensor(gate), torch.eye(2), torch.tensor([reference]), *fixed)
+    assert torch.equal(terms, plain) and torch.equal(weights, torch.ones(1))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("place", ["scores", "gate", "matrix", "temperature"])
+def test_not_finite_is_refused_by_weighted_sum(place: str, bad: float) -> None:
+    good = {"scores": torch.ones(2, 2), "gate": torch.ones(2), "matrix": torch.eye(2), "temperature": torch.ones(1)}
+    good[place].view(-1)[0] = bad
+    with pytest.raises(ValueError, match="not finite"):
+        rewards(**good, reference=torch.zeros(1), aggregation=SUM)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({}, "at least one of them not 0"),
+        ({"a": 0.0, "b": -0.0}, "at least one of them not 0"),
+        ({"a": math.nan}, "want finite weights"),
+        ({"a": 1.0, "b": -math.inf}, "want finite weights"),
+        ({"a": 1.0, "z": 1.0}, r"names \['z'\], not objectives of the reward model; it has \['a', 'b', 'c'\]"),
+    ],
+)
+def test_bad_weights(weights: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        weighted(weights)
+
+
+def test_weights_of_another_model_are_refused() -> None:
+    for weights in ((), (1.0, 1.0), (math.nan,)):
+        with pytest.raises(ValueError, match="let make_aggregation scale them"):
+            Aggregation("weighted_sum", (), 0.0, 0.0, weights)
+    with pytest.raises(ValueError, match="3 objectives, but aggregation.weights has 2"):
+        combine(torch.ones(1, 3), torch.ones(3), SUM)
+    with pytest.raises(ValueError, match="want all > 0"):
+        scale(torch.ones(1, 1), torch.zeros(1))
 
 
 def test_batched_gate_equals_one_by_one() -> None:

@@ -11,6 +11,7 @@ from common.config_file import BASE, ConfigError, differing_keys, load_config, r
 
 CONFIGS = sorted(BASE.parent.glob("*.yaml"))
 VALID = ("aggregation.kind=final_score",)
+WEIGHTED = ("aggregation.kind=weighted_sum", "rewarder.objectives=[a, b]")
 
 
 @pytest.fixture
@@ -76,6 +77,10 @@ def test_all_problems_come_at_once() -> None:
         (("aggregation.kind=grouped",), "aggregation.groups is empty"),
         (("aggregation.kind=grouped", "aggregation.groups={a: [x]}"), "'x', which is not in rewarder.objectives"),
         (("aggregation.kind=grouped", "aggregation.groups={a: [x], b: [x]}", "rewarder.objectives=[x]"), "'x' twice"),
+        (("aggregation.kind=weighted_sum",), "aggregation.weights is {}; give at least one"),
+        ((*WEIGHTED, "aggregation.weights={a: 0}"), "aggregation.weights is {'a': 0.0}; give at least one"),
+        ((*WEIGHTED, "aggregation.weights={a: 1, x: 1}"), "'x', which is not in rewarder.objectives"),
+        ((*WEIGHTED, "aggregation.weights={a: .nan}"), "aggregation.weights has nan for 'a'"),
         (("learner.reward_model.verbosity=long",), "'long', which is not in rewarder.objectives"),
         (("learner.ranks=3",), "not a multiple of learner.ranks 3"),
         (("redis.capacity=100",), "below the window of 128 groups; raise it to 128"),
@@ -96,6 +101,13 @@ def test_keys_that_contradict_one_another(overrides: tuple[str, ...], words: str
 )
 def test_a_value_of_the_wrong_kind_names_its_key(override: str, words: str) -> None:
     assert words in "\n".join(problems(BASE, override))
+
+
+def test_weights_are_numbers_and_may_be_negative() -> None:
+    config = load_config(BASE, [*WEIGHTED, "aggregation.weights={a: 1, b: -0.5}"])
+    assert config.aggregation.weights == {"a": 1.0, "b": -0.5}
+    assert load_config(BASE, VALID).aggregation.weights == {}
+    assert "aggregation.weights" in problems(BASE, "aggregation.weights={a: much}")[0]
 
 
 def test_later_layers_win(write) -> None:

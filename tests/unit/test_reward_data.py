@@ -77,10 +77,12 @@ def test_each_group_is_calibrated_on_its_own_ratings() -> None:
         ratings=torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.2, nan], [0.9, nan]]),
         prompt_of=torch.tensor([0, 0, 1, 1]),
     )
-    grouped = make_aggregation("grouped", {"q": ["good"], "s": ["safe"]}, 0.1, 0.01, OBJECTIVES)
+    grouped = make_aggregation("grouped", {"q": ["good"], "s": ["safe"]}, {}, 0.1, 0.01, OBJECTIVES)
     pairs, labels = calibration._labels(features, grouped, 0)
     assert pairs.tolist() == [[0, 1], [2, 3]] and labels.tolist() == [1.0, 0.0]
     pairs, labels = calibration._labels(features, grouped, 1)
     assert pairs.tolist() == [[0, 1]] and labels.tolist() == [0.5]
-    final = make_aggregation("final_score", {}, 0.1, 0.01, OBJECTIVES)
-    assert calibration._labels(features, final, 0)[0].tolist() == [[0, 1]]
+    for kind in ("final_score", "weighted_sum"):
+        one_score = make_aggregation(kind, {}, {"safe": 1.0}, 0.1, 0.01, OBJECTIVES)
+        pairs, labels = calibration._labels(features, one_score, 0)
+        assert pairs.tolist() == [[0, 1]] and labels.tolist() == [1.0]

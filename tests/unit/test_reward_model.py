@@ -14,6 +14,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -27,7 +28,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from common.types import Message
+from common.config_file import BASE, load_config
+from common.types import Message, Prompt, Rollout, RolloutGroup
 from rewarder.aggregate import Aggregation, combined_scores
 from rewarder.calibrate import Calibration, CalibrationReport
 from rewarder.layout import ARMORM_OBJECTIVES, CheckpointError, HeadSizes
@@ -40,6 +42,7 @@ from rewarder.scoring import (
     score_responses,
     score_texts,
 )
+from rewarder.worker import RewarderWorker
 
 NAMES = ["help", "verbosity", "safe"]
 TEMPLATE = (
@@ -341,6 +344,37 @@ def test_new_models_follow_the_seed(policy_dir: Path) -> None:
     assert all(torch.equal(one[n], same[n]) for n in one)
     assert not torch.equal(one["regression_layer.weight"], other["regression_layer.weight"])
     assert one["gating.logit_scale"].item() == 4 and torch.equal(one["reward_transform_matrix"], torch.eye(3))
+
+
+def rewarder(directory: Path, *aggregation: str) -> RewarderWorker:
+    """A rewarder with the reward model of `directory` in place."""
+    config = load_config(BASE, [f"rewarder.objectives={NAMES}", "rewarder.dtype=float32", *aggregation])
+    made = RewarderWorker("rewarder-0", config.rewarder, config.aggregation, "cpu")
+    assert made.load(str(directory), None) == 7
+    return made
+
+
+def rollout(response: str, cut: bool) -> Rollout:
+    return Rollout(response, np.ones(1, np.int32), np.zeros(1, np.float32), "length" if cut else "stop", ((0, 0),))
+
+
+def test_rewarder_scores_a_group(policy_dir: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """weighted_sum asks for no references, and its rewards are (.75 help - .25 safe) / .03; final_score refuses."""
+    model = make(policy_dir)
+    report = CalibrationReport(0.5, 0.69, 0.2, 0.25, 0.01, 100)
+    model.info = dataclasses.replace(model.info, rm_version=7, calibration=Calibration((0.03,), (report,)))
+    model.save(tmp_path, tokenizer)
+    prompt = Prompt("p", tuple(PROMPT), np.ones(1, np.int32), {})
+    group = RolloutGroup(3, prompt, (rollout("w7", False), rollout("w8 w9", True)))
+    weighted = rewarder(tmp_path, "aggregation.kind=weighted_sum", "aggregation.weights={help: 3, safe: -1}")
+    weighted.set_references({}, "none")
+    scored = weighted.score(group)
+    assert (scored.group, scored.rm_version, scored.reference_version) == (group, 7, "none")
+    for reward, penalty in zip(scored.rewards, (0.0, -1.0), strict=True):
+        want = (0.75 * reward.scores[0] - 0.25 * reward.scores[2]) / 0.03
+        assert reward.value == pytest.approx(want + penalty, abs=1e-4) and reward.weights.tolist() == [1.0]
+    with pytest.raises(ValueError, match="prompt p has no references"):
+        rewarder(tmp_path, "aggregation.kind=final_score").score(group)
 
 
 def test_armorm_golden_example() -> None:
