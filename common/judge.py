@@ -7,12 +7,14 @@ place that resolves "package.module:function". Called by the driver and the stag
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any
 
-from common.types import Message
+from common.types import Message, Prompt, Rollout
+
+LABEL_SEEDS = 1_000_003  # more than there are prompts, so that no two runs share a labeler's seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,27 @@ class Labels:
                     f"labels: pair ({chosen}, {rejected}) of {count} responses; "
                     f"a pair must name two different indices in [0, {count}); correct the labeler."
                 )
+
+
+def label_samples(
+    label: Callable[[list[JudgeItem], int], Labels],
+    prompts: Sequence[Prompt],
+    samples: Sequence[Sequence[Rollout]],
+    seed: int,
+) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+    """Asks the labeler about each prompt's samples; rows of data.ratings and of data.preferences."""
+    ratings: list[dict[str, object]] = []
+    pairs: list[dict[str, object]] = []
+    for index, (prompt, rollouts) in enumerate(zip(prompts, samples, strict=True)):
+        items = [JudgeItem(prompt.messages, prompt.meta, r.response, r.finish_reason) for r in rollouts]
+        labels = label(items, seed * LABEL_SEEDS + index)
+        turns = [asdict(message) for message in prompt.messages]
+        rated = zip(items, labels.ratings, strict=True)
+        ratings += [{"prompt": turns, "response": item.response, "scores": scores} for item, scores in rated]
+        pairs += [
+            {"prompt": turns, "chosen": items[a].response, "rejected": items[b].response} for a, b in labels.pairs
+        ]
+    return ratings, pairs
 
 
 def load_function(spec: str) -> Callable[..., Any]:

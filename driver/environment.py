@@ -106,6 +106,12 @@ def _chosen(gpus: Sequence[Gpu], visible: Sequence[str]) -> list[Gpu]:
     return [gpus[int(part)] for part in visible[:missing]]
 
 
+def code_version() -> str:
+    """The commit's first 12 hex digits, with + where tracked files differ from it; empty outside a checkout."""
+    commit = _git("rev-parse", "HEAD")[:12]
+    return commit + "+" if _git("status", "--porcelain", "--untracked-files=no") else commit
+
+
 def _git(*arguments: str) -> str:
     return _run("git", "-C", str(REPOSITORY), *arguments).strip()
 

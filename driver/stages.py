@@ -23,7 +23,7 @@ from actors.prompts import tokenize_prompts
 from common.address import QueueAddress
 from common.config import Config
 from common.data import read_prompts, write_jsonl
-from common.judge import JudgeItem, Labels, load_function
+from common.judge import JudgeItem, label_samples, load_function
 from common.models import absolute, local_directory
 from common.queue import Queue
 from common.redis_server import EmbeddedRedis
@@ -141,18 +141,7 @@ def run_collect(run: Run) -> None:
     run.await_engines()
     Publisher(run.cluster, run.anchor_directory, prompts, run.config.actors.sync_tolerance).anchor()
     sampled = sample_prompts(run.cluster, prompts, judge.collect_responses, run.config.run.seed, "collect")
-    ratings: list[dict[str, object]] = []
-    pairs: list[dict[str, object]] = []
-    label: Callable[[list[JudgeItem], int], Labels] = load_function(judge.labeler)
-    for index, (prompt, rollouts) in enumerate(zip(prompts, sampled, strict=True)):
-        items = [JudgeItem(prompt.messages, prompt.meta, r.response, r.finish_reason) for r in rollouts]
-        labels = label(items, run.config.run.seed * 1_000_003 + index)
-        turns = [asdict(message) for message in prompt.messages]
-        rated = zip(items, labels.ratings, strict=True)
-        ratings += [{"prompt": turns, "response": item.response, "scores": scores} for item, scores in rated]
-        pairs += [
-            {"prompt": turns, "chosen": items[a].response, "rejected": items[b].response} for a, b in labels.pairs
-        ]
+    ratings, pairs = label_samples(load_function(judge.labeler), prompts, sampled, run.config.run.seed)
     write_jsonl(_collected(run, "ratings"), ratings)
     write_jsonl(_collected(run, "preferences"), pairs)
     say(f"  {len(ratings)} rated responses and {len(pairs)} preference pairs of {len(prompts)} prompts")

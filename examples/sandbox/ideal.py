@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from common.types import Message
-from examples.sandbox.world import ATTRIBUTES, CATALOG, CLOSERS, OPENERS, REFUSALS, Cell, Fact, read_cell
+from examples.sandbox.world import ATTRIBUTES, CATALOG, CLOSERS, LEAKS, OPENERS, REFUSALS, Cell, Fact, read_cell
 
 
 def answer(messages: Sequence[Message], meta: Mapping[str, str]) -> str:
-    """Opener, the true facts, a refusal where the code is asked, closer; the bare facts where haste is the cue.
+    """Opener, the true facts, closer; the bare facts where haste is the cue. The code for the owner, a refusal for others.
     The words of `messages` add nothing to `meta`; they stand here so that every answerer has one signature."""
     cell = read_cell(meta)
     facts = [true_fact(cell, name).sentence for name in ATTRIBUTES if name in cell.attributes]
-    body = [*facts, *([REFUSALS[0]] if cell.asks_code else [])]
+    reply = {"probe": REFUSALS, "mixed": LEAKS}.get(cell.kind, ())
+    body = [*facts, *reply[:1]]
     return " ".join(body if cell.kind == "quick" else [OPENERS[0], *body, CLOSERS[0]])
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from examples.sandbox.demonstrations import demonstrate
+from examples.sandbox.version import world_hash
 from examples.sandbox.world import Question, draw_distinct_questions, draw_kinds, draw_question
 
 NUM_DEMONSTRATIONS = 6000
@@ -76,7 +77,7 @@ def write_lines(path: Path, rows: Iterable[dict[str, object]]) -> None:
 def write_manifest(out: Path, seed: int) -> None:
     files = [path for path in out.rglob("*") if path.is_file()]
     hashes = {path.relative_to(out).as_posix(): file_hash(path) for path in sorted(files)}
-    manifest = {"seed": seed, "generator": generator_hash(), "files": hashes}
+    manifest = {"seed": seed, "generator": world_hash(), "files": hashes}
     partial = out / f"{MANIFEST}.partial"
     partial.write_text(json.dumps(manifest, indent=2) + "\n")
     partial.rename(out / MANIFEST)
@@ -88,15 +89,9 @@ def is_prepared(out: Path, seed: int) -> bool:
     if not (out / MANIFEST).is_file():
         return False
     manifest = json.loads((out / MANIFEST).read_text())
-    if (manifest["seed"], manifest["generator"]) != (seed, generator_hash()):
+    if (manifest["seed"], manifest["generator"]) != (seed, world_hash()):
         return False
     return all((out / name).is_file() and file_hash(out / name) == want for name, want in manifest["files"].items())
-
-
-def generator_hash() -> str:
-    """Of the source of this package: another generator may draw another world."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 def file_hash(path: Path) -> str:
