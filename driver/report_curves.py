@@ -32,8 +32,8 @@ REWARD = Curve(
     "reward/mean",
     "Reward",
     "transformed",
-    "What the policy is trained on. 0 is the ceiling; dotted: log \N{VULGAR FRACTION ONE HALF}, as good as the "
-    "reference policy's better samples. Healthy: rises, then flattens.",
+    "What the policy is trained on. A transformed reward has 0 as its ceiling; dotted: log \N{VULGAR FRACTION ONE HALF}, "
+    "as good as the reference policy's better samples. Healthy: rises, then flattens.",
 )
 PLAIN = (
     Curve(
@@ -91,7 +91,7 @@ def curves_section(run: RunFiles, steps: Steps) -> str:
         "last step's. Blue is the reward model's view, green the judge's, purple the policy, grey the machinery."
     )
     plain = {curve.name: _plain(run, steps, curve, Scale(smooth=True)) for curve in PLAIN}
-    reward = _plain(run, steps, REWARD, Scale(smooth=True, level=math.log(0.5)))
+    reward = _plain(run, steps, REWARD, Scale(smooth=True, level=run.settings.good))
     cards = [reward, plain["reward/gated_score"], _gold_card(run, steps)]
     cards += [plain["policy/kl_sequence"], plain["policy/entropy"], plain["reward/group_std"]]
     cards += [_length_card(run, steps), plain["policy/grad_norm"], _sync_card(run, steps)]

@@ -80,13 +80,16 @@ class LedgerCounts:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The configuration's values that the charts show; NaN, 0 or empty where config.yaml is absent."""
+    """The configuration's values that the charts show; NaN, 0 or empty where config.yaml is absent.
+
+    good is the reward of a response as good as the reference policy's better samples, NaN where none is centred on them."""
 
     name: str
     steps: int
     sync_tolerance: float
     max_staleness: float
     terms: Sequence[str]
+    good: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,7 @@ def _settings(config: Mapping[str, Mapping[str, Any]], run_dir: Path) -> Setting
         sync_tolerance=number(config.get("actors", {}).get("sync_tolerance")),
         max_staleness=number(iteration.get("max_staleness")),
         terms=list(aggregation.get("groups", {})) if kind == "grouped" else [kind],
+        good=math.nan if kind == "weighted_sum" else math.log(0.5),
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from driver.report_charts import Scale, Steps, interval_spark, spark
 from driver.report_data import Gold, Interval, RewardModel, RunFiles
@@ -86,15 +87,20 @@ def objectives_section(run: RunFiles, steps: Steps) -> str:
 
 def terms_section(run: RunFiles, steps: Steps) -> str:
     intro = (
-        "The parts that are weighted and summed into the reward, each a log-probability: 0 is the ceiling, and the "
-        "dotted line, log \N{VULGAR FRACTION ONE HALF} = \N{MINUS SIGN}0.69, is as good as the frozen reference "
+        "The parts that are weighted and summed into the reward. Transformed, each is a log-probability: 0 is the ceiling, "
+        "and the dotted line, log \N{VULGAR FRACTION ONE HALF} = \N{MINUS SIGN}0.69, is as good as the frozen reference "
         "policy's better samples. Healthy: every term rises; one that falls is being traded away."
     )
     names = [name.removeprefix("reward/term/") for name in run.names("reward/term/")]
     series = [run.series(f"reward/term/{name}") for name in names]
-    scales = same_span([[*values, math.log(0.5)] for values in series])
+    good = run.settings.good
+    scales = same_span([[*values, good] for values in series])
     cells = [
-        _cell(name, _moved("mean", values), spark(steps, values, "blue", _level(scale), f"term {name}"))
+        _cell(
+            name,
+            _moved("mean", values),
+            spark(steps, values, "blue", replace(scale, level=good), f"term {name}"),
+        )
         for name, values, scale in zip(names, series, scales, strict=True)
     ]
     return section("terms", "Reward terms", intro, _sparks(cells, "reward/term/* in metrics.jsonl", "stage iterate"))
@@ -125,10 +131,6 @@ def same_span(series: Sequence[Sequence[float]]) -> list[Scale]:
     widest = max((max(values) - min(values) for values in known), default=0.0) * 1.2 or 1.0
     middles = [(max(values) + min(values)) / 2 for values in known]
     return [Scale(low=middle - widest / 2, high=middle + widest / 2) for middle in middles]
-
-
-def _level(scale: Scale) -> Scale:
-    return Scale(scale.low, scale.high, level=math.log(0.5))
 
 
 def _sparks(cells: Sequence[str], what: str, stage: str) -> str:
