@@ -1,6 +1,9 @@
 # make quickstart [SEED=n]   the whole loop in the sandbox (minutes, 2 cores); again: goes on where it stopped
 # make test                  every test: unit, integration, e2e, chaos
 # make check                 format, lint, types, import rules, unit tests (a minute)
+# make sandbox-check         is the sandbox a fit instrument? (half an hour; units that have their row are skipped)
+# make study NAME=...        one study: what is missing is run, two units at once, then tables and plots are written to docs/
+# make studies               all of them
 # make setup / setup-gpu     the virtual environment alone, CPU or GPU set
 # make lock                  write the locks again (needs uv)
 # make clean                 remove .venv, runs/ and data/: results too
@@ -13,7 +16,7 @@ RUN := $(if $(filter 0,$(SEED)),quickstart,quickstart-seed$(SEED))
 export OMP_NUM_THREADS := 1
 export DS_BUILD_OPS := 0
 
-.PHONY: setup setup-gpu quickstart test check lint unit integration e2e chaos lock clean
+.PHONY: setup setup-gpu quickstart sandbox-check study studies test check lint unit integration e2e chaos lock clean
 
 setup: .venv/cpu.done
 
@@ -39,6 +42,16 @@ quickstart: setup
 	$(BIN)/python -m examples.sandbox --out data/sandbox-$(SEED) --seed $(SEED)
 	$(BIN)/python launch.py --config configs/quickstart.yaml run.seed=$(SEED) run.name=$(RUN) \
 	  $$(test -f runs/$(RUN)/config.yaml && echo --resume)
+
+sandbox-check: setup
+	$(BIN)/python -m studies check
+
+study: setup
+	@test -n "$(NAME)" || { echo "make study NAME=...; studies are in studies/catalog.py"; exit 2; }
+	$(BIN)/python -m studies run $(NAME)
+
+studies: setup
+	$(BIN)/python -m studies run
 
 test: setup
 	$(BIN)/python -m pytest

@@ -1,0 +1,62 @@
+"""`python -m studies run|render|check NAME ...`: what `make study NAME=...`, `make studies` and `make sandbox-check` call.
+
+run measures what has no row yet and renders; render writes the tables and figures of docs/ from the rows alone; check prints
+the sandbox's checks and fails where one does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from driver.progress import say
+from studies import catalog, render, runner, sandbox_check
+from studies.study import Study
+
+LOGS = Path("runs") / "studies"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m studies", description="Run studies and write what they found.")
+    parser.add_argument("command", choices=("run", "render", "check"))
+    parser.add_argument("names", nargs="*", metavar="NAME", help="studies; none means all")
+    parser.add_argument("--workers", type=int, default=2, help="units at once, each on one core (default 2)")
+    arguments = parser.parse_args()
+    try:
+        studies = [catalog.study(name) for name in arguments.names] or list(catalog.STUDIES)
+        return COMMANDS[arguments.command](studies, arguments.workers)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def run(studies: Sequence[Study], workers: int) -> int:
+    units = [unit for study in studies for unit in study.units()]
+    if runner.run(units, workers, LOGS, catalog.__name__):
+        return 1
+    return write(studies, workers)
+
+
+def write(studies: Sequence[Study], workers: int) -> int:
+    for study in studies:
+        say(f"\n{study.name}: {study.question}\n\n{render.render(study)}\nwritten to {study.page}")
+    return 0
+
+
+def check(studies: Sequence[Study], workers: int) -> int:
+    sandbox = catalog.study("sandbox")
+    if code := run([sandbox], workers):
+        return code
+    lost = [c.what for c in sandbox_check.checks(render.rows_of(sandbox)) if not c.holds]
+    for what in lost:
+        say(f"does not hold: {what}")
+    return 1 if lost else 0
+
+
+COMMANDS = {"run": run, "render": write, "check": check}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

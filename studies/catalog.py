@@ -1,0 +1,40 @@
+"""All studies. Each asks one question; what its rows say is printed in the page that it names.
+
+To add one: an entry here, a block `<!-- rows: NAME -->` in its page, a renderer in render.py, then `make study NAME=...`.
+"""
+
+from __future__ import annotations
+
+from studies.study import Arm, Study, find
+
+POLICY = "studies.measures:policy"
+EQUAL = "aggregation.weights={correct: 1, cover: 1, polite: 1, brief: 1, safe: 1, fluent: 1}"
+
+STUDIES = (
+    Study(
+        "sandbox",
+        "Does the sandbox show what online RLHF suffers from, and is its gate worth something?",
+        (
+            Arm("reward_model", "studies.measures:reward_model"),
+            Arm("frozen", POLICY, ("aggregation.kind=final_score",)),
+            Arm("gold", POLICY, ("aggregation.kind=final_score",), ("gold",)),
+        ),
+        page="docs/sandbox.md",
+    ),
+    Study(
+        "fixed_weights",
+        "Is the gated, transformed reward better than a fixed weighted sum of the same objectives?",
+        (
+            Arm("grouped", POLICY),
+            Arm("final_score", POLICY, ("aggregation.kind=final_score",)),
+            Arm("equal_weights", POLICY, ("aggregation.kind=weighted_sum", EQUAL)),
+            Arm("fitted_weights", POLICY, ("aggregation.kind=weighted_sum", EQUAL), ("fitted",)),
+        ),
+        page="docs/studies.md",
+    ),
+)
+
+
+def study(name: str) -> Study:
+    """Raises ValueError with the names there are."""
+    return find(STUDIES, name)

@@ -1,0 +1,218 @@
+"""The studies' figures: rows in, an SVG file for the docs out, by matplotlib's svg backend.
+
+Called by each study's report. Words stay text, on white, so that a page shows them as they are in a light or dark theme.
+Same rows, same bytes: no date, no random ids.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from studies.rows import Row
+from studies.statistics import at_kl, largest_kl, t_interval
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart, and the inks of the page
+BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#e69f00", "#009e73", "#cc79a7"
+PALETTE = (BLUE, ORANGE, GREEN, PURPLE, "#d55e00", "#56b4e9", "#1b1f23")
+INK, MUTED, RULE = "#1b1f23", "#6b7278", "#e3e6e8"
+DPI = 96  # so that a size in pixels is that size on a page
+WIDTH, HEIGHT, TALL = 900, 460, 580  # pixels
+SOME = (0, (2.5, 1))  # dashes: fewer than all of the seeds
+LABEL_CHARS = 26  # a longer label is broken into lines
+GRID_POINTS = 60
+CHANCE = 0.5  # accuracy of a coin on pairs
+MARKED_UP_TO = 20  # points; a line of more has no markers
+
+
+def gold_over_kl(path: Path, rows_by_arm: Mapping[str, Sequence[Row]], title: str) -> None:
+    """Gold over sequence KL (nats), a colour an arm: thin lines for the seeds, thick for their mean at equal KL.
+
+    The mean goes as far as half of the seeds get, dashed where not all do. Raises ValueError for more arms than colours.
+    """
+    if len(rows_by_arm) > len(PALETTE):
+        raise ValueError(f"a figure has {len(PALETTE)} colours; got {len(rows_by_arm)} arms; draw fewer in one figure")
+    figure = _figure(HEIGHT, title)
+    axes = figure.add_subplot()
+    for arm, colour in zip(rows_by_arm, PALETTE, strict=False):
+        rows = _rows(rows_by_arm, arm)
+        _runs(axes, rows, colour)
+        _mean_at_kl(axes, rows, colour, f"{arm} {_seeds(rows)}")
+    _finish(axes, "sequence KL to the reference (nats)", "gold")
+    _legend(axes, _entries(axes) + _kl_key())
+    _write(figure, path)
+
+
+def proxy_and_gold(
+    path: Path, rows_by_arm: Mapping[str, Sequence[Row]], title: str, arm: str, ceiling: str | None = None
+) -> None:
+    """What the reward model predicts of an arm, its gold, and the ceiling arm's gold, over the steps; below, its accuracy.
+
+    Means over seeds with 95 % t bands, thin lines for the seeds. Accuracy is the curve "onpolicy_accuracy", which may be NaN
+    at most steps. Raises ValueError where an arm has no rows or a row lacks a curve.
+    """
+    rows, figure = _rows(rows_by_arm, arm), _figure(TALL, title)
+    quality, accuracy = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (2, 1)})
+    _band(quality, rows, "proxy", ORANGE, "quality that the reward model predicts")
+    _band(quality, rows, "gold", BLUE, "gold quality")
+    if ceiling is not None:
+        _band(quality, _rows(rows_by_arm, ceiling), "gold", GREEN, "gold quality when trained on gold (ceiling)")
+    _band(accuracy, rows, "onpolicy_accuracy", PURPLE, "reward model's accuracy on the policy's own pairs")
+    accuracy.axhline(CHANCE, color=MUTED, linewidth=1.1, linestyle=(0, (1, 2)), label="accuracy by chance")
+    _finish(quality, "", "quality", bounded=True)
+    _finish(accuracy, "step", "accuracy", bounded=True)
+    _legend(quality, _entries(quality) + _band_key(rows))
+    _legend(accuracy, _entries(accuracy))
+    _write(figure, path)
+
+
+# ---- lines
+
+
+def _runs(axes: Axes, rows: Sequence[Row], colour: str) -> None:
+    """Each seed as it ran: KL is an estimate and may go back. A dot where the run ends."""
+    for row in rows:
+        kl, gold = _known(row.curve("kl"), row.curve("gold"))
+        axes.plot(kl, gold, color=colour, linewidth=0.8, alpha=0.4)
+        axes.plot(kl[-1:], gold[-1:], color=colour, marker="o", markersize=3.5, alpha=0.7)
+
+
+def _mean_at_kl(axes: Axes, rows: Sequence[Row], colour: str, label: str) -> None:
+    reached = sorted(_reach(row) for row in rows)
+    all_of_them, half_of_them = reached[0], reached[len(rows) // 2]
+    for start, end, style in ((0.0, all_of_them, "-"), (max(all_of_them, 0.0), half_of_them, SOME)):
+        levels = np.linspace(start, end, GRID_POINTS) if end > start else np.empty(0)
+        axes.plot(levels, [_mean_at(rows, level) for level in levels], color=colour, linewidth=2.0, linestyle=style)
+    axes.plot([], [], color=colour, linewidth=2.0, label=label)
+
+
+def _reach(row: Row) -> float:
+    largest = largest_kl(row)
+    return largest if math.isfinite(largest) else 0.0
+
+
+def _mean_at(rows: Sequence[Row], level: float) -> float:
+    """Over the seeds that get there; the levels drawn have at least one."""
+    values = [at_kl(row.curve("kl"), row.curve("gold"), float(level)) for row in rows]
+    return float(np.mean([value for value in values if value is not None]))
+
+
+def _band(axes: Axes, rows: Sequence[Row], name: str, colour: str, label: str) -> None:
+    """Seeds, their mean and its 95 % t interval at each step where a seed is measured."""
+    steps = _steps(rows)
+    for row in rows:
+        axes.plot(*_known(steps, row.curve(name)), color=colour, linewidth=0.8, alpha=0.4)
+    columns = zip(*(row.curve(name) for row in rows), strict=True)
+    known = [(step, [v for v in column if math.isfinite(v)]) for step, column in zip(steps, columns, strict=True)]
+    points = [(step, t_interval(values)) for step, values in known if values]
+    at, intervals = [step for step, _ in points], [interval for _, interval in points]
+    lows, highs = [interval.low for interval in intervals], [interval.high for interval in intervals]
+    axes.fill_between(at, lows, highs, color=colour, alpha=0.18, linewidth=0)
+    marker = "o" if len(at) <= MARKED_UP_TO else ""
+    axes.plot(
+        at,
+        [i.mean for i in intervals],
+        color=colour,
+        linewidth=2.0,
+        marker=marker,
+        markersize=4,
+        label=f"{label} {_seeds(rows)}",
+    )
+
+
+def _steps(rows: Sequence[Row]) -> list[float]:
+    steps = rows[0].curve("step")
+    for row in rows:
+        assert row.curve("step") == steps, f"{row.label} has other steps than {rows[0].label}; one arm has one schedule"
+    return steps
+
+
+def _known(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
+    points = [point for point in zip(x, y, strict=True) if all(map(math.isfinite, point))]
+    return [at for at, _ in points], [value for _, value in points]
+
+
+def _rows(rows_by_arm: Mapping[str, Sequence[Row]], arm: str) -> Sequence[Row]:
+    rows = rows_by_arm.get(arm, ())
+    if not rows:
+        raise ValueError(f"arm {arm!r} has no rows to draw; got rows of {', '.join(rows_by_arm) or 'no arm'}")
+    return rows
+
+
+# ---- the page
+
+
+def _figure(height: int, title: str) -> Figure:
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)  # inches
+    figure = Figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI, layout=layout, facecolor="white")
+    FigureCanvasSVG(figure)
+    figure.suptitle(title, x=0.012, ha="left", fontsize=12, color=INK)
+    return figure
+
+
+def _finish(axes: Axes, x: str, y: str, bounded: bool = False) -> None:
+    """bounded: a share, so no room is given to what a band has outside of 0 to 1; lines are never cut."""
+    axes.set_xlabel(x, fontsize=10, color=INK)
+    axes.set_ylabel(y, fontsize=10, color=INK)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(RULE)
+    axes.grid(color=RULE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelsize=9, labelcolor=MUTED)
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    if bounded:
+        low, high = axes.get_ylim()
+        drawn = [float(value) for line in axes.get_lines() for value in np.asarray(line.get_ydata(), float)]
+        axes.set_ylim(max(low, min([0.0, *drawn]) - 0.02), min(high, max([1.0, *drawn]) + 0.02))
+
+
+def _entries(axes: Axes) -> list[Line2D]:
+    return [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
+
+
+def _kl_key() -> list[Line2D]:
+    return [
+        Line2D([], [], color=MUTED, linewidth=2.0, label="mean over the seeds"),
+        Line2D([], [], color=MUTED, linewidth=2.0, linestyle=SOME, label="mean of those left"),
+        Line2D([], [], color=MUTED, linewidth=0.8, marker="o", markersize=3.5, label="one seed; dot: its end"),
+    ]
+
+
+def _band_key(rows: Sequence[Row]) -> list[Line2D]:
+    if len(rows) == 1:
+        return [Line2D([], [], color=MUTED, linewidth=2.0, label="one seed")]
+    return [
+        Line2D([], [], color=MUTED, linewidth=2.0, label="mean over the seeds"),
+        Line2D([], [], color=MUTED, linewidth=8, alpha=0.25, label="95 % t interval of the mean"),
+        Line2D([], [], color=MUTED, linewidth=0.8, label="one seed"),
+    ]
+
+
+def _legend(axes: Axes, entries: Sequence[Line2D]) -> None:
+    """Beside the panel, where it hides no line; the layout makes room."""
+    labels = [textwrap.fill(str(entry.get_label()), LABEL_CHARS) for entry in entries]
+    place = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0), "borderaxespad": 0.0}
+    axes.legend(entries, labels, frameon=False, fontsize=9, labelcolor=INK, labelspacing=0.7, **place)
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    """A legend keeps it on one line: the space does not break."""
+    return "(1\N{NO-BREAK SPACE}seed)" if len(rows) == 1 else f"({len(rows)}\N{NO-BREAK SPACE}seeds)"
+
+
+def _write(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "studies"}):
+        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
