@@ -36,10 +36,11 @@ CHANCE = 0.5  # accuracy of a coin on pairs
 MARKED_UP_TO = 20  # points; a line of more has no markers
 
 
-def gold_over_kl(path: Path, rows_by_arm: Mapping[str, Sequence[Row]], title: str) -> None:
+def gold_over_kl(path: Path, rows_by_arm: Mapping[str, Sequence[Row]], title: str, max_kl: float = math.inf) -> None:
     """Gold over sequence KL (nats), a colour an arm: thin lines for the seeds, thick for their mean at equal KL.
 
-    The mean goes as far as half of the seeds get, dashed where not all do. Raises ValueError for more arms than colours.
+    The mean goes as far as half of the seeds get, dashed where not all do; what lies beyond max_kl is cut off, and the axis
+    says so. Raises ValueError for more arms than colours.
     """
     if len(rows_by_arm) > len(PALETTE):
         raise ValueError(f"a figure has {len(PALETTE)} colours; got {len(rows_by_arm)} arms; draw fewer in one figure")
@@ -49,7 +50,10 @@ def gold_over_kl(path: Path, rows_by_arm: Mapping[str, Sequence[Row]], title: st
         rows = _rows(rows_by_arm, arm)
         _runs(axes, rows, colour)
         _mean_at_kl(axes, rows, colour, f"{arm} {_seeds(rows)}")
-    _finish(axes, "sequence KL to the reference (nats)", "gold")
+    cut = max_kl < axes.get_xlim()[1]
+    _finish(axes, f"sequence KL to the reference (nats){f'; runs go on beyond {max_kl:g}' if cut else ''}", "gold")
+    if cut:
+        _cut(axes, max_kl)
     _legend(axes, _entries(axes) + _kl_key())
     _write(figure, path)
 
@@ -176,6 +180,15 @@ def _finish(axes: Axes, x: str, y: str, bounded: bool = False) -> None:
         low, high = axes.get_ylim()
         drawn = [float(value) for line in axes.get_lines() for value in np.asarray(line.get_ydata(), float)]
         axes.set_ylim(max(low, min([0.0, *drawn]) - 0.02), min(high, max([1.0, *drawn]) + 0.02))
+
+
+def _cut(axes: Axes, max_x: float) -> None:
+    """Shows x up to max_x, and y as far as the lines go there."""
+    lines = [np.asarray(line.get_xydata(), float) for line in axes.get_lines()]
+    shown = [float(y) for points in lines for x, y in points if x <= max_x]
+    room = 0.05 * (max(shown) - min(shown))
+    axes.set_xlim(axes.get_xlim()[0] * max_x / axes.get_xlim()[1], max_x)
+    axes.set_ylim(min(shown) - room, max(shown) + room)
 
 
 def _entries(axes: Axes) -> list[Line2D]:

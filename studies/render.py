@@ -11,7 +11,7 @@ from pathlib import Path
 from studies import sandbox_check
 from studies.figures import gold_over_kl
 from studies.rows import Row, group_by_arm, read_rows
-from studies.statistics import t_interval
+from studies.statistics import KL_LEVELS, t_interval
 from studies.study import HERE, Study
 from studies.tables import markdown_table, matched_kl_table, replace_block
 
@@ -78,7 +78,7 @@ def _at_the_end(arms: Arms) -> str:
 
 
 def _gold_over_kl(path: Path, arms: Arms) -> None:
-    gold_over_kl(path, arms, "")
+    gold_over_kl(path, arms, "", max_kl=2 * max(KL_LEVELS))
 
 
 TABLES: dict[str, Callable[[Arms], str]] = {"sandbox": sandbox_check.tables, "fixed_weights": _matched_kl}
