@@ -15,18 +15,20 @@ import threading
 from collections.abc import Callable, Coroutine, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from transformers import AutoTokenizer
 
-from actors.engine import Engine
 from actors.prompts import SampleRequest, response_seed
 from common.config import ActorsConfig, Config
 from common.models import tensor_names
 from common.types import FloatArray, IntArray, Prompt, Rollout
 from driver.publish import probe_tokens
 from learner.worker import LearnerWorker
+
+if TYPE_CHECKING:
+    from actors.engine import Engine
 
 Report = Callable[[str, int, int], None]  # (what, done, total)
 T = TypeVar("T")
@@ -91,6 +93,8 @@ class Lab:
         return AutoTokenizer.from_pretrained(directory)
 
     async def _build(self, config: Config, model: Path) -> Engine:
+        from actors.engine import Engine  # vllm takes ten seconds to import, and tables need none of it
+
         shm = Path("/dev/shm") / f"iter-rlhf-study-{os.getpid()}"
         return Engine(str(model), config.policy, config.actors, config.data.max_prompt_tokens, shm)
 
