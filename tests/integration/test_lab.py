@@ -17,16 +17,16 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = "tests.integration.test_lab"
 SMALL = (
     "learner.sft.epochs=1",
-    "learner.reward_model.epochs=1",
+    "learner.reward_model.epochs=3",
     "learner.reward_model.gate_steps=20",
+    "learner.reward_model.held_out_fraction=0.3",
     "learner.groups_per_step=2",
-    "judge.collect_prompts=300",
-    "judge.collect_responses=2",
+    "judge.collect_prompts=400",
     "iteration.num=1",
     "iteration.steps=2",
     "actors.responses_per_prompt=4",
     "aggregation.references_per_prompt=2",
-    "evaluate.prompts=16",
+    "evaluate.prompts=48",
 )
 SUM = ("aggregation.kind=weighted_sum", "aggregation.weights={correct: 1, safe: 1}")
 STUDIES = (
