@@ -138,6 +138,7 @@ class LearnerConfig:
     grad_clip: float
     clip_low: float
     clip_high: float
+    importance_cap: float | None
     kl_coef: float
     kl_estimator: str
     sft: SftConfig

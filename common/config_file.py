@@ -60,7 +60,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "learner.kl_coef": (0, 10**3),
     "iteration.num": (1, 10**4),
     "iteration.steps": (1, 10**7),
-    "iteration.max_staleness": (0, 1),
+    "iteration.max_staleness": (0, 8),
     "checkpoint.every_steps": (1, 10**7),
     "checkpoint.keep": (2, 10**4),
     "learner.reward_model.held_out_fraction": (0.01, 0.9),
@@ -178,6 +178,9 @@ def _contradictions(config: Config) -> list[str]:
             f"learner.groups_per_step {config.learner.groups_per_step} is not a multiple of learner.ranks "
             f"{config.learner.ranks}; every rank trains on whole groups"
         )
+    cap = config.learner.importance_cap
+    if cap is not None and not 1 <= cap < math.inf:
+        found.append(f"learner.importance_cap is {cap}; it must be a number from 1 up (2 is usual), or null for none")
     window = (config.iteration.max_staleness + 1) * config.learner.groups_per_step
     if window > config.redis.capacity:
         found.append(

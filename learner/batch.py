@@ -20,12 +20,12 @@ from rewarder.scoring import batches
 @dataclass(frozen=True)
 class Sequences:
     """B rows of at most T tokens. token_ids [B, T] int64; mask [B, T] True on real tokens; response [B, T] True on response
-    tokens; old_logprobs [B, T] of the sampler; advantages [B, 1]."""
+    tokens; rollout_logprobs [B, T] of the sampler; advantages [B, 1]."""
 
     token_ids: Tensor
     mask: Tensor
     response: Tensor
-    old_logprobs: Tensor
+    rollout_logprobs: Tensor
     advantages: Tensor
 
     def to(self, device: torch.device) -> Sequences:
@@ -34,11 +34,11 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt and response: token_ids [T], where the response starts, its old log-probs and advantage."""
+    """One prompt and response: token_ids [T], where the response starts, the sampler's log-probs and the advantage."""
 
     token_ids: np.ndarray
     response_start: int
-    old_logprobs: np.ndarray
+    rollout_logprobs: np.ndarray
     advantage: float
 
 
@@ -68,14 +68,14 @@ def collate(rows: Sequence[Row]) -> Sequences:
     size = max(len(rows), 1)
     token_ids = torch.zeros(size, width, dtype=torch.long)
     mask, response = torch.zeros(size, width, dtype=torch.bool), torch.zeros(size, width, dtype=torch.bool)
-    old, advantages = torch.zeros(size, width), torch.zeros(size, 1)
+    sampled, advantages = torch.zeros(size, width), torch.zeros(size, 1)
     for index, row in enumerate(rows):
         length = len(row.token_ids)
         token_ids[index, :length] = torch.from_numpy(row.token_ids.astype(np.int64))
         mask[index, :length] = True
         response[index, row.response_start : length] = True
-        old[index, row.response_start : length] = torch.from_numpy(row.old_logprobs.copy())
+        sampled[index, row.response_start : length] = torch.from_numpy(row.rollout_logprobs.copy())
         advantages[index, 0] = row.advantage
     if not rows:
         mask[0, 0] = True
-    return Sequences(token_ids, mask, response, old, advantages)
+    return Sequences(token_ids, mask, response, sampled, advantages)

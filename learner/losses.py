@@ -16,11 +16,24 @@ def clipped_policy_loss(
 ) -> Tensor:
     """Per-token surrogate -min(ratio A, clip(ratio) A), PPO's clip with its two ends set apart (1707.06347; 2503.14476).
 
-    logprobs (with gradient), old_logprobs (those of the sampler) [B, T]; advantages [B, 1] or [B, T] -> [B, T].
+    logprobs (with gradient), old_logprobs (the policy's at the start of the step, or the sampler's) [B, T];
+    advantages [B, 1] or [B, T] -> [B, T].
     """
     ratio = (logprobs - old_logprobs).exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     return -torch.minimum(ratio * advantages, clipped * advantages)
+
+
+def importance_weights(old_logprobs: Tensor, rollout_logprobs: Tensor, cap: float | None) -> Tensor:
+    """Truncated importance sampling: min(exp(old - rollout), cap) per token, without gradient. [B, T] -> [B, T]
+
+    A token was drawn by the sampler, whose weights may be older and whose arithmetic is another, but its gradient is meant
+    for one drawn by the policy at the start of the step; the cap bounds the variance that the exact weight would bring
+    (Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training"). No cap: all weights are 1.
+    """
+    if cap is None:
+        return torch.ones_like(rollout_logprobs)
+    return (old_logprobs - rollout_logprobs).detach().exp().clamp(max=cap)
 
 
 def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor:

@@ -21,6 +21,7 @@ def group_metrics(
     values = np.array([[reward.value for reward in group.rewards] for group in groups])
     terms_seen = np.array([reward.terms for reward in rewards])
     staleness = [policy_version - rollout.oldest_version for rollout in rollouts]
+    mixed = [len(rollout.version_spans) > 1 for rollout in rollouts]
     return {
         "reward/mean": float(values.mean()),
         "reward/group_std": float(values.std(axis=1).mean()),
@@ -30,10 +31,21 @@ def group_metrics(
         **{f"reward/term/{name}": float(terms_seen[:, m].mean()) for m, name in enumerate(terms)},
         "rollout/response_tokens": float(np.mean([len(rollout.token_ids) for rollout in rollouts])),
         "rollout/truncated_frac": float(np.mean([rollout.finish_reason == "length" for rollout in rollouts])),
+        "rollout/mixed_versions_frac": float(np.mean(mixed)),
         "staleness/mean": float(np.mean(staleness)),
         "staleness/max": float(np.max(staleness)),
         "rm/version": float(groups[0].rm_version),
     }
+
+
+def check_staleness(groups: Sequence[ScoredGroup], policy_version: int, max_staleness: int) -> None:
+    """Asserts the window's promise for every group: its oldest token is at most max_staleness versions old (docs/async.md)."""
+    for group in groups:
+        staleness = policy_version - min(rollout.oldest_version for rollout in group.group.rollouts)
+        assert 0 <= staleness <= max_staleness, (
+            f"slot {group.group.slot} has tokens {staleness} versions older than the policy {policy_version} that trains on "
+            f"them, iteration.max_staleness is {max_staleness}: the window or the versions of the engines are wrong"
+        )
 
 
 def explain(

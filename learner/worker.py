@@ -23,7 +23,7 @@ from common.ledger import BatchAssembler, Ledger
 from common.types import FloatArray, IntArray, ScoredGroup
 from learner import calibration, reward_data, reward_training, sft
 from learner.engine import Engine, freeze, init_process_group
-from learner.step_metrics import explain, group_metrics
+from learner.step_metrics import check_staleness, explain, group_metrics
 from learner.train import train_step
 from learner.weights import probe_logprobs, to_shards
 from rewarder.aggregate import Aggregation, make_aggregation
@@ -212,16 +212,13 @@ class LearnerWorker:
     def train_groups(self, step: int, groups: Sequence[ScoredGroup]) -> StepResult:
         """Trains on these groups; the policy is then version `step`."""
         learner, temperature = self._learner, self._config.actors.temperature
+        check_staleness(groups, step - 1, self._config.iteration.max_staleness)
         metrics = train_step(
             self._engine, self._reference, groups, learner, temperature, self._rank, self._device, self._updates
         )
         self._updates += learner.num_updates
         objectives, terms = self._config.rewarder.objectives, self._term_names()
         metrics.update(group_metrics(groups, objectives, terms, step - 1))
-        bound = self._config.iteration.max_staleness
-        assert 0 <= metrics["staleness/max"] <= bound, (
-            f"step {step}: staleness {metrics['staleness/max']}, bound {bound}"
-        )
         picked = groups[: self._config.report.samples_per_step]
         return StepResult(metrics, [explain(step, group, 0, objectives, terms) for group in picked])
 

@@ -57,7 +57,7 @@ def test_every_problem_is_listed_at_once(data: Path, tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["learner.kl_coeff=1"], "the nearest valid key is learner.kl_coef"),
-        (["iteration.max_staleness=5"], "must be between 0 and 1"),
+        (["iteration.max_staleness=9"], "must be between 0 and 8"),
         (["--stages", "sft,iterat"], "--stages has iterat"),
         (["--resume", "run.name=never-ran"], "never-ran"),
         (["redis.url=redis://127.0.0.1:1/0"], "127.0.0.1:1"),

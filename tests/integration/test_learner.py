@@ -101,3 +101,48 @@ def test_a_restart_in_the_middle_changes_no_bit(
     assert metrics == straight[1]
     for name, value in parameters.items():
         assert torch.equal(value, straight[0][name]), name
+
+
+@pytest.fixture(scope="module")
+def weighted(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    """As `straight`, with importance weights and two updates a step: the start's log-probs come from a pass of their own."""
+    out = tmp_path_factory.mktemp("weighted") / "out"
+    return steps(policy, out, micro_batch_tokens=4096, importance_cap=1.1, num_updates=2)
+
+
+def test_importance_weights_are_one_on_policy_and_capped_off_it(weighted: tuple[dict, list[dict]]) -> None:
+    """The batches are sampled by the policy of the start, so the first is on-policy and the later ones are not."""
+    _, metrics = weighted
+    assert metrics[0]["policy/importance_weight_mean"] == pytest.approx(1.0, abs=1e-5)
+    assert metrics[0]["policy/importance_capped_frac"] == 0.0
+    for later in metrics[1:]:
+        assert abs(later["policy/importance_weight_mean"] - 1.0) > 1e-4
+        assert later["policy/importance_weight_mean"] <= 1.1
+        assert 0 < later["policy/importance_capped_frac"] < 1
+        assert later["policy/rollout_logprob_gap"] > 0
+
+
+def test_one_update_with_weights_needs_no_clip(policy: Path, tmp_path: Path) -> None:
+    _, metrics = steps(policy, tmp_path / "out", micro_batch_tokens=4096, importance_cap=2.0)
+    for line in metrics:
+        assert (line["policy/ratio_mean"], line["policy/clip_frac"]) == (1.0, 0.0)
+
+
+def test_on_policy_the_cap_changes_no_more_than_rounding(
+    straight: tuple[dict, list[dict]], policy: Path, tmp_path: Path
+) -> None:
+    _, metrics = steps(policy, tmp_path / "out", micro_batch_tokens=4096, importance_cap=2.0)
+    assert metrics[0]["policy/grad_norm"] == pytest.approx(straight[1][0]["policy/grad_norm"], rel=1e-4)
+    assert straight[1][2]["policy/importance_weight_mean"] == 1.0, "off: every token weighs 1"
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_the_pass_before_the_updates_is_the_same_on_two_ranks(
+    stage: int, weighted: tuple[dict, list[dict]], policy: Path, tmp_path: Path
+) -> None:
+    settings = {"importance_cap": 1.1, "num_updates": 2, "micro_batch_tokens": 40}
+    parameters, metrics = steps(policy, tmp_path / "out", ranks=2, zero_stage=stage, **settings)
+    assert_same(parameters, weighted[0], 2 * ADAM_NOISE)  # twice as many updates
+    for ours, theirs in zip(metrics, weighted[1], strict=True):
+        for name in ("policy/importance_weight_mean", "policy/importance_capped_frac", "policy/grad_norm"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name

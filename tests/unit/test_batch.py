@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 from common.types import Message, Prompt, Reward, Rollout, RolloutGroup, ScoredGroup
 from learner.advantages import group_advantages
 from learner.batch import Row, collate, rank_micro_batches, rows_of
-from learner.step_metrics import explain, group_metrics
+from learner.step_metrics import check_staleness, explain, group_metrics
 from rewarder.scoring import batches
 
 lengths_of = st.lists(st.integers(2, 40), min_size=1, max_size=50)
@@ -54,7 +57,7 @@ def test_rows_and_columns_line_up() -> None:
     assert batch.token_ids.tolist() == [[7, 8, 10, 0], [7, 8, 10, 11]]
     assert batch.response.tolist() == [[False, False, True, False], [False, False, True, True]]
     assert batch.mask.tolist() == [[True, True, True, False], [True] * 4]
-    assert batch.old_logprobs.tolist() == [[0.0, 0.0, -0.5, 0.0], [0.0, 0.0, -1.5, -1.5]]
+    assert batch.rollout_logprobs.tolist() == [[0.0, 0.0, -0.5, 0.0], [0.0, 0.0, -1.5, -1.5]]
     assert batch.advantages.tolist() == [[-1.0], [1.0]]
 
 
@@ -72,6 +75,29 @@ def test_group_metrics_by_hand() -> None:
     assert metrics["rollout/response_tokens"] == 1.5
     assert metrics["rollout/truncated_frac"] == 0.5
     assert (metrics["staleness/mean"], metrics["staleness/max"]) == (0.5, 1.0)
+    assert metrics["rollout/mixed_versions_frac"] == 0.0
+
+
+def spanning(slot: int, *spans: tuple[int, int]) -> ScoredGroup:
+    group = scored(slot, [1.0, 3.0])
+    mixed = replace(group.group.rollouts[1], version_spans=spans)
+    return replace(group, group=replace(group.group, rollouts=(group.group.rollouts[0], mixed)))
+
+
+def test_a_response_of_two_versions_is_as_old_as_its_oldest_token() -> None:
+    metrics = group_metrics([spanning(0, (0, 2), (1, 3))], ["good"], ["all"], 3)
+    assert metrics["rollout/mixed_versions_frac"] == 0.5
+    assert (metrics["staleness/mean"], metrics["staleness/max"]) == (0.5, 1.0)
+
+
+@pytest.mark.parametrize(("policy", "bound", "staleness"), [(4, 1, 2), (1, 1, -1)])
+def test_a_group_older_than_the_window_allows_is_an_error_that_names_its_slot(
+    policy: int, bound: int, staleness: int
+) -> None:
+    groups = [scored(8, [1.0, 3.0], version=max(policy, 3)), spanning(9, (0, 2), (1, 3))]
+    check_staleness(groups[:1], max(policy, 3), 0)
+    with pytest.raises(AssertionError, match=f"slot 9 has tokens {staleness} versions older than the policy {policy}"):
+        check_staleness(groups[1:], policy, bound)
 
 
 def test_a_sample_explains_its_reward() -> None:
@@ -83,4 +109,4 @@ def test_a_sample_explains_its_reward() -> None:
 
 def test_row_keeps_the_sampler_s_logprobs() -> None:
     row = Row(np.array([1, 2, 3], dtype=np.int32), 1, np.array([-0.1, -0.2], dtype=np.float32), 0.5)
-    torch.testing.assert_close(collate([row]).old_logprobs, torch.tensor([[0.0, -0.1, -0.2]]))
+    torch.testing.assert_close(collate([row]).rollout_logprobs, torch.tensor([[0.0, -0.1, -0.2]]))

@@ -62,11 +62,11 @@ def test_a_section_with_a_single_value_is_named(write) -> None:
 
 
 def test_all_problems_come_at_once() -> None:
-    found = problems(BASE, "iteration.max_staleness=2", "policy.dtype=float64", "stages=[fly]", "learner.ranks=0")
+    found = problems(BASE, "iteration.max_staleness=9", "policy.dtype=float64", "stages=[fly]", "learner.ranks=0")
     assert found == [
         "policy.dtype is 'float64'; it must be one of float32, bfloat16",
         "learner.ranks is 0; it must be between 1 and 10000",
-        "iteration.max_staleness is 2; it must be between 0 and 1",
+        "iteration.max_staleness is 9; it must be between 0 and 8",
         "stages has 'fly'; the stages are sft, collect, reward_model, iterate, evaluate, export, report",
     ]
 
@@ -83,6 +83,7 @@ def test_all_problems_come_at_once() -> None:
         ((*WEIGHTED, "aggregation.weights={a: .nan}"), "aggregation.weights has nan for 'a'"),
         (("learner.reward_model.verbosity=long",), "'long', which is not in rewarder.objectives"),
         (("learner.ranks=3",), "not a multiple of learner.ranks 3"),
+        (("learner.importance_cap=0.5",), "learner.importance_cap is 0.5; it must be a number from 1 up"),
         (("redis.capacity=100",), "below the window of 128 groups; raise it to 128"),
     ],
 )

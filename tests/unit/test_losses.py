@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from learner.advantages import group_advantages
 from learner.logprobs import token_entropy, token_logprobs
-from learner.losses import bradley_terry, clipped_policy_loss, kl_penalty, masked_mean, masked_regression
+from learner.losses import (
+    bradley_terry,
+    clipped_policy_loss,
+    importance_weights,
+    kl_penalty,
+    masked_mean,
+    masked_regression,
+)
 from learner.schedule import cosine
 
 numbers = st.floats(-4, 4, width=32)
@@ -62,6 +69,44 @@ def test_on_policy_gradient_is_reinforce() -> None:
     logprobs = torch.tensor([[-1.0, -2.0]], requires_grad=True)
     clipped_policy_loss(logprobs, logprobs.detach(), torch.tensor([[3.0]]), 0.2, 0.28).sum().backward()
     torch.testing.assert_close(logprobs.grad, torch.tensor([[-3.0, -3.0]]))
+
+
+def test_importance_weights_by_hand() -> None:
+    old, sampled = torch.log(torch.tensor([[0.3, 0.4, 0.5]])), torch.log(torch.tensor([[0.6, 0.4, 0.1]]))
+    torch.testing.assert_close(importance_weights(old, sampled, 2.0), torch.tensor([[0.5, 1.0, 2.0]]))
+    torch.testing.assert_close(importance_weights(old, sampled, 100.0), torch.tensor([[0.5, 1.0, 5.0]]))
+    assert importance_weights(old, sampled, None).tolist() == [[1.0, 1.0, 1.0]]
+
+
+def test_importance_weights_stay_finite_and_take_no_gradient() -> None:
+    old = torch.tensor([[0.0, -200.0]], requires_grad=True)
+    got = importance_weights(old, torch.tensor([[-200.0, 0.0]]), 2.0)
+    assert got.tolist() == [[2.0, 0.0]]
+    assert not got.requires_grad
+
+
+def test_one_update_with_weights_is_the_weighted_reinforce_gradient() -> None:
+    """The ratio is 1 with the gradient of log p, so a token gets -weight * advantage, and no token is clipped away."""
+    logprobs = torch.log(torch.tensor([[0.3, 0.5]])).requires_grad_()
+    start, sampled = logprobs.detach(), torch.log(torch.tensor([[0.6, 0.1]]))
+    loss = importance_weights(start, sampled, 2.0) * clipped_policy_loss(
+        logprobs, start, torch.tensor([[3.0]]), 0.2, 0.28
+    )
+    loss.sum().backward()
+    torch.testing.assert_close(logprobs.grad, torch.tensor([[-1.5, -6.0]]))
+
+
+def test_weights_without_truncation_make_the_gradient_unbiased() -> None:
+    """Exactly, over a small vocabulary: E_q[(p / q) A grad log p] = grad E_p[A], whatever q the tokens came from."""
+    logits = torch.tensor([0.3, -0.2, 0.9], dtype=torch.float64, requires_grad=True)
+    q = torch.log_softmax(torch.tensor([0.0, 0.5, -0.5], dtype=torch.float64), -1)
+    advantages = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    p = torch.log_softmax(logits, -1)
+    (want,) = torch.autograd.grad(-(p.exp() * advantages).sum(), logits, retain_graph=True)
+    weights = importance_weights(p, q, 1e9)
+    surrogate = q.exp() * weights * clipped_policy_loss(p, p.detach(), advantages, 0.2, 0.28)
+    (got,) = torch.autograd.grad(surrogate.sum(), logits)
+    torch.testing.assert_close(got, want)
 
 
 def test_kl_estimators_by_hand() -> None:
