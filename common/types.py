@@ -64,8 +64,12 @@ class Rollout:
 
     def __post_init__(self) -> None:
         _check_length("rollout", "rollout_logprobs", len(self.rollout_logprobs), "token_ids", len(self.token_ids))
-        if not self.version_spans or self.version_spans[0][0] != 0:
-            raise RecordError(f"rollout: version_spans must start at token 0, got {self.version_spans}")
+        starts = [start for start, _ in self.version_spans]
+        if starts[:1] != [0] or starts != sorted(set(starts)) or starts[-1] >= max(len(self.token_ids), 1):
+            raise RecordError(
+                f"rollout: version_spans must start at token 0 and ascend within {len(self.token_ids)} tokens, "
+                f"got {self.version_spans[:8]}"
+            )
 
     @property
     def oldest_version(self) -> int:

@@ -174,8 +174,12 @@ def bodies() -> dict[str, bytes]:
         "slot is int -1": group(slot=-1),
         "slot is bool True": group(slot=True),
         "slot is float": group(slot=1.0),
-        "version_spans start at": group(spans=[[0, 1], [0, 2]]),
-        "version_spans must start at token 0": group(spans=[[1, 1]]),
+        r"version_spans must start at token 0 and ascend within 2 tokens, got \(\(0, 1\), \(0, 2\)\)": group(
+            spans=[[0, 1], [0, 2]]
+        ),
+        r"version_spans must start at token 0 .*got \(\(1, 1\),\)": group(spans=[[1, 1]]),
+        r"version_spans must .*got \(\(0, 1\), \(2, 2\)\)": group(spans=[[0, 1], [2, 2]]),
+        r"version_spans must .*got \(\)": group(spans=[]),
         "bytes follow the end": group() + b"\x01",
         "group has 2 items, wanted 6": msgpack.packb([1, 2]) or b"",
         "group is not an array": msgpack.packb({"slot": 1}) or b"",

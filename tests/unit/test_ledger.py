@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ from common.ledger import BatchAssembler, Ledger, LedgerError, window_end
 from common.types import Prompt, Reward, Rollout, RolloutGroup, ScoredGroup, ScoredRecord, SlotDropped
 
 
-def scored(slot: int) -> ScoredGroup:
+def scored(slot: int, version: int = 0) -> ScoredGroup:
     one = np.ones(1, np.float32)
     ids = np.ones(1, np.int32)
-    group = RolloutGroup(slot, Prompt("p", (), ids, {}), (Rollout("r", ids, one, "stop", ((0, 0),)),))
+    group = RolloutGroup(slot, Prompt("p", (), ids, {}), (Rollout("r", ids, one, "stop", ((0, version),)),))
     return ScoredGroup(group, (Reward(one, one, one, one, 0.0),), 0, "anchor")
 
 
@@ -101,6 +102,80 @@ def test_the_window_bounds_staleness(max_staleness: int, size: int, data: st.Dat
             for group in assembler.take(version):
                 assert version - started[group.group.slot] <= max_staleness
             version += 1
+
+
+class Run:
+    """Driver, actors and learner as the window sees them: a slot's oldest token is of the version at its first token, any
+    later version may come in while it grows, and the scored stream outlives a kill."""
+
+    def __init__(self, max_staleness: int, size: int):
+        self.bound, self.size, self.stream = max_staleness, size, list[ScoredRecord]()
+        self.saved: tuple[int, dict[str, Any]] = (0, Ledger().to_dict())
+        self.resume()
+
+    def resume(self) -> None:
+        """From the last checkpoint; what was not scored yet is forgotten and admitted again."""
+        self.version, ledger = self.saved
+        self.assembler = BatchAssembler(Ledger.from_dict(json.loads(json.dumps(ledger))), self.size)
+        self.flying: dict[int, int | None] = {}
+        self.ended = self.assembler.ledger.ended
+        self.admit()
+
+    def admit(self) -> None:
+        known = {r.slot if isinstance(r, SlotDropped) else r.group.slot for r in self.stream} | self.flying.keys()
+        end = window_end(self.ended, self.bound, self.size)
+        self.flying |= dict.fromkeys([n for n in range(self.assembler.ledger.next_slot, end) if n not in known])
+
+    def sample(self, slot: int) -> None:
+        if self.flying[slot] is None:
+            self.flying[slot] = self.version
+
+    def finish(self, slot: int, is_dropped: bool) -> None:
+        self.sample(slot)
+        oldest = self.flying.pop(slot)
+        assert oldest is not None
+        self.stream.append(SlotDropped(slot, "why") if is_dropped else scored(slot, oldest))
+
+    def learn(self) -> None:
+        """Collects; admits for what was dropped; trains, publishes and admits if a batch is ready."""
+        for at in range(int(self.assembler.read_cursor.split("-")[0]), len(self.stream)):
+            self.assembler.offer(f"{at + 1}-0", self.stream[at])
+        if self.assembler.ready():
+            for group in self.assembler.take(self.version + 1):
+                staleness = self.version - group.group.rollouts[0].oldest_version
+                assert 0 <= staleness <= self.bound, f"slot {group.group.slot} is {staleness} steps old"
+            self.version += 1
+        self.ended = self.assembler.ledger.ended
+        self.admit()
+
+
+@given(st.integers(0, 8), st.integers(1, 4), st.data())
+@settings(max_examples=200)
+def test_weights_updated_in_flight_and_kills_do_not_break_the_bound(
+    max_staleness: int, size: int, data: st.DataObject
+) -> None:
+    run = Run(max_staleness, size)
+    for _ in range(data.draw(st.integers(0, 80))):
+        event = data.draw(st.sampled_from(["sample", "finish", "finish", "drop", "learn", "learn", "save", "kill"]))
+        flying = sorted(run.flying)
+        if event == "sample" and flying:
+            run.sample(data.draw(st.sampled_from(flying)))
+        elif event in ("finish", "drop") and flying:
+            run.finish(data.draw(st.sampled_from(flying)), event == "drop")
+        elif event == "learn":
+            run.learn()
+        elif event == "save":
+            run.saved = (run.version, run.assembler.ledger.to_dict())
+        elif event == "kill":
+            run.resume()
+    for _ in range(200):  # the window never starves the learner: whatever happened, the run goes on
+        before = run.version
+        for slot in sorted(run.flying):
+            run.finish(slot, is_dropped=False)
+        run.learn()
+        if run.version > before:
+            return
+    raise AssertionError("no further step was possible")
 
 
 def test_the_cursor_stands_before_the_earliest_untrained_record() -> None:
