@@ -1,8 +1,15 @@
 """One vLLM engine: samples, loads published weights, answers probes. The only importer of vllm (with extension.py).
 
-Owned by actors/worker.py. Holds no state that matters: weights come from the learner, prompts from the driver. A batch is
-handed to the scheduler as a whole (paused while it is filled), so that the same requests always meet in the same forward
-passes: float arithmetic depends on the shape of a batch, and a repeated run must be bit-identical.
+Owned by actors/worker.py. Holds no state that matters: weights come from the learner, prompts from the driver.
+
+`sample` hands a batch to the scheduler as a whole (paused while it is filled), so that the same requests always meet in the
+same forward passes: float arithmetic depends on the shape of a batch, and a repeated run must be bit-identical.
+
+`sample_in_flight` adds a request to whatever runs, and weights may change under it. The engine is then paused in mode
+keep: nothing is recomputed. Tokens after the update are sampled by the new weights over the keys and values that the old
+ones left for the positions before (the field's practice for in-flight updates), and their log-probs are recorded as
+sampled, so importance weights stay exact. vLLM stamps each step's tokens with the version then in place
+(Rollout.version_spans). Across requests, keys and values are shared only under one cache_salt, new at every load.
 """
 
 from __future__ import annotations
@@ -40,7 +47,7 @@ class Engine:
     def __init__(self, model: str, policy: PolicyConfig, actors: ActorsConfig, max_prompt_tokens: int, shm: Path):
         _set_cpu_environment(actors)
         self._actors, self._shm, self._next_id, self._loads = actors, shm, 0, 0
-        self._version = -1
+        self._in_flight: set[str] = set()
         model = str(local_directory(model, policy.revision))
         self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
         self._llm = AsyncLLM.from_engine_args(_engine_args(model, policy, actors, max_prompt_tokens))
@@ -54,26 +61,42 @@ class Engine:
         outputs = await asyncio.gather(*(_finished(collector) for collector in collectors))
         return [self._rollouts(output) for output in outputs]
 
+    async def sample_in_flight(self, request: SampleRequest) -> list[Rollout] | None:
+        """Samples one request beside whatever runs, under the weights of each moment; None if it was discarded."""
+        collector = await self._submit(request, f"in-flight-{self._loads}")
+        self._in_flight.add(collector.request_id)
+        try:
+            output = await _finished(collector)
+        finally:
+            self._in_flight.remove(collector.request_id)
+        return None if any(part.finish_reason == "abort" for part in output.outputs) else self._rollouts(output)
+
+    async def discard_in_flight(self) -> None:
+        """Ends every sample_in_flight with None: the weights that they saw were torn."""
+        await self._llm.abort(list(self._in_flight), internal=True)
+
     async def load_weights(self, version: int, shards: Sequence[bytes], names: Sequence[str]) -> None:
-        """Loads one published version from its safetensors shards, held in memory until the reload is done.
+        """Loads one published version from its safetensors shards, held in memory until the reload is done. What is in flight
+        waits, and goes on under the new weights; if loading fails the engine stays paused.
 
         Raises WeightsError if the published names are not those of the model (vLLM would only warn about a missing one).
         """
+        self._check_names(names)
         self._loads += 1
         directory = self._shm / f"load_{self._loads}_version_{version}"  # never a path twice: vLLM may cache (#32718)
         directory.mkdir(parents=True)
         _write_version(directory, shards, self._model)
-        self._check_names(names)
+        await self._llm.pause_generation(mode="keep", clear_cache=False)
         await self._llm.collective_rpc("load_version", args=(str(directory),))
         await self._llm.update_weight_version(str(version))
-        self._version = version
+        await self._llm.resume_generation()
         shutil.rmtree(directory)
 
     async def probe(self, token_ids: IntArray) -> FloatArray:
         """log p(token t | earlier tokens) for t = 1 .. T-1 under the weights in place, at temperature 1. [T-1] float32"""
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         params.output_kind = RequestOutputKind.FINAL_ONLY
-        prompt = {"prompt_token_ids": token_ids.tolist(), "cache_salt": f"probe-{self._version}"}
+        prompt = {"prompt_token_ids": token_ids.tolist(), "cache_salt": f"probe-{self._loads}"}
         collector = await self._llm.add_request(self._request_id(), prompt, params)  # type: ignore[arg-type]
         output = await asyncio.wait_for(_finished(collector), PROBE_TIMEOUT_S)
         assert output.prompt_logprobs is not None, "vLLM returns prompt_logprobs when they are asked for"
@@ -108,6 +131,7 @@ class Engine:
     def _rollout(self, completion: CompletionOutput) -> Rollout:
         token_ids = np.array(completion.token_ids, dtype=np.int32)
         assert completion.logprobs is not None, "vLLM returns logprobs when they are asked for"
+        assert completion.weight_versions is not None, "every step's tokens are stamped with the version in place"
         rows: list[dict[int, Logprob]] = [row for row in completion.logprobs if row]
         logprobs = [row[token].logprob for row, token in zip(rows, token_ids.tolist(), strict=True)]
         text = self._tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
@@ -117,7 +141,7 @@ class Engine:
             token_ids=token_ids,
             rollout_logprobs=np.array(logprobs, dtype=np.float32),
             finish_reason="length" if completion.finish_reason == "length" else "stop",
-            version_spans=((0, self._version),),
+            version_spans=tuple((span.start, int(span.version)) for span in completion.weight_versions),
         )
 
     def _check_names(self, names: Sequence[str]) -> None:

@@ -1,9 +1,9 @@
 """One rollout actor: a Ray actor around one vLLM engine. Only samples.
 
-The serving loop takes slots from `{run}:work`, samples G responses to each slot's prompt as one batch, and pushes the groups
-to `{run}:rollouts`. The driver brings each iteration's prompts and each version's weights; weights are loaded between
-batches, and the loop goes on only when the driver has verified them (law 1): `load_weights` closes the gate,
-`serve` opens it, and nothing else does.
+The serving loop (actors/rollout_loop.py) turns slots into groups. The driver brings each iteration's prompts and each
+version's weights. `load_weights` closes the gate (actors/gate.py), `serve` opens it when the driver has verified what was
+loaded, and nothing else does (law 1). With closed batches a load waits for the batch in hand; in flight it only
+stops the engine for as long as it takes, and what is being sampled goes on under the new weights.
 """
 
 from __future__ import annotations
@@ -12,19 +12,17 @@ import asyncio
 import logging
 import os
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from actors.prompts import SampleRequest, SlotPrompts, response_seed
+from actors.gate import Gate
+from actors.prompts import SampleRequest, SlotPrompts
+from actors.rollout_loop import RolloutLoop
 from common.address import QueueAddress
-from common.codec import EncodeError
 from common.config import ActorsConfig, PolicyConfig
-from common.queue import WorkItem
-from common.types import FloatArray, IntArray, Prompt, Rollout, RolloutGroup
+from common.types import FloatArray, IntArray, Prompt, Rollout
 
 logger = logging.getLogger(__name__)
-BLOCK_S = 1.0
 
 
 class ActorWorker:
@@ -36,11 +34,9 @@ class ActorWorker:
         self._name, self._actors, self._seed = name, actors, run_seed
         self._shm = Path("/dev/shm") / f"iter-rlhf-{os.getpid()}-{name}"
         self._build = (model, policy, actors, max_prompt_tokens, self._shm)
-        self._idle = asyncio.Lock()  # held by whatever uses the engine: a batch, or a weight update
-        self._verified = asyncio.Event()
-        self._version = -1
+        self._engine_lock = asyncio.Lock()  # held by whatever stops the engine: a closed batch, or a weight update
+        self._gate = Gate()
         self._failure: BaseException | None = None
-        self._tokens, self._busy_s = 0, 0.0
 
     async def start(self) -> None:
         """Starts the engine (tens of seconds)."""
@@ -50,15 +46,17 @@ class ActorWorker:
         self._engine = Engine(*self._build)
 
     async def load_weights(self, version: int, shards: Sequence[bytes], names: Sequence[str]) -> None:
-        """Waits for the batch in hand, closes the gate and loads a version; `serve` opens the gate again."""
-        self._verified.clear()
-        async with self._idle:
+        """Closes the gate, waits for the closed batch in hand if there is one, and loads a version; `serve` opens the gate
+        again. Over weights that were never proven, what is in flight is thrown away first."""
+        if self._gate.close():
+            await self._engine.discard_in_flight()
+        async with self._engine_lock:
             await self._engine.load_weights(version, shards, names)
-            self._version = version
+            self._gate.loaded = version
 
     async def probe(self, token_ids: IntArray) -> FloatArray:
         """Log-probs of the probe sequence under the loaded weights, [T-1] float32."""
-        async with self._idle:
+        async with self._engine_lock:
             return await self._engine.probe(token_ids)
 
     async def sample(
@@ -68,88 +66,36 @@ class ActorWorker:
         requests = [
             SampleRequest(prompt.token_ids, num_responses, seed) for prompt, seed in zip(prompts, seeds, strict=True)
         ]
-        async with self._idle:
+        async with self._engine_lock:
             return await self._engine.sample(requests, salt)
 
     async def set_iteration(self, shard: Sequence[Prompt], first_slot: int) -> None:
         """The prompts of the iteration whose first slot is first_slot."""
-        self._slots = SlotPrompts(shard, first_slot, self._seed)
+        self._loop.slots = SlotPrompts(shard, first_slot, self._seed)
 
-    async def connect(self, queue: QueueAddress, max_slots: int) -> None:
+    async def connect(self, address: QueueAddress, max_slots: int, in_flight: bool) -> None:
         """Starts the serving loop behind its closed gate; it takes at most max_slots slots at once."""
-        self._queue, self._renew_s = queue.connect(), queue.config.reclaim_idle_s / 3
-        self._loop = asyncio.create_task(self._run(max_slots))
+        queue, size = address.connect(), self._actors.responses_per_prompt
+        self._loop = RolloutLoop(self._name, self._engine, self._engine_lock, self._gate, queue, self._seed, size)
+        self._serving = asyncio.create_task(self._run(max_slots, in_flight, address.config.reclaim_idle_s / 3))
 
     async def serve(self, version: int) -> None:
         """Opens the gate: the driver has verified that this engine holds `version`."""
-        if version != self._version:
-            raise RuntimeError(f"actor {self._name} holds version {self._version}, not the verified {version}")
-        self._verified.set()
+        self._gate.open(version)
 
     async def health(self) -> dict[str, float]:
         """Raises the failure of the serving loop, if any; else tokens sampled and the seconds that took."""
         if self._failure is not None:
             raise self._failure
-        return {"tokens": float(self._tokens), "busy_s": self._busy_s, "version": float(self._version)}
+        return {"tokens": float(self._loop.tokens), "busy_s": self._loop.busy.seconds}
 
     async def stop(self) -> None:
         self._engine.shutdown()
         shutil.rmtree(self._shm, ignore_errors=True)
 
-    async def _run(self, max_slots: int) -> None:
+    async def _run(self, max_slots: int, in_flight: bool, renew_s: float) -> None:
         try:
-            while True:
-                await self._verified.wait()
-                items = await asyncio.to_thread(self._queue.take_work, self._name, max_slots, BLOCK_S)
-                if items:
-                    await self._roll_out(items)
+            await self._loop.run(max_slots, in_flight, renew_s)
         except Exception as error:  # the loop's boundary: the driver asks `health` and stops the run
             logger.exception("actor %s stopped sampling", self._name)
             self._failure = error
-
-    async def _roll_out(self, items: Sequence[WorkItem]) -> None:
-        renewing = asyncio.create_task(self._renew(items))
-        try:
-            groups = await self._sample_verified(items)
-        finally:
-            renewing.cancel()
-        for item, group in zip(items, groups, strict=True):
-            await asyncio.to_thread(self._push, item, group)
-
-    async def _renew(self, items: Sequence[WorkItem]) -> None:
-        """Keeps the slots ours while they are sampled: another actor takes what is idle for redis.reclaim_idle_s."""
-        while True:
-            await asyncio.sleep(self._renew_s)
-            await asyncio.to_thread(self._queue.renew, items)
-
-    def _push(self, item: WorkItem, group: RolloutGroup) -> None:
-        try:
-            self._queue.push_rollouts(item, group)
-        except EncodeError as error:  # this slot's fault: it is too large for a record
-            self._queue.drop(item, str(error))
-
-    async def _sample_verified(self, items: Sequence[WorkItem]) -> list[RolloutGroup]:
-        """The groups of the slots, sampled from a verified version: an update that comes between is waited for."""
-        groups: list[RolloutGroup] = []
-        while not groups:
-            await self._verified.wait()
-            async with self._idle:
-                if self._verified.is_set():
-                    started = time.monotonic()
-                    groups = await self._sample_groups(items)
-                    self._busy_s += time.monotonic() - started
-        return groups
-
-    async def _sample_groups(self, items: Sequence[WorkItem]) -> list[RolloutGroup]:
-        prompts = [self._slots.prompt(item.slot) for item in items]
-        size = self._actors.responses_per_prompt
-        requests = [
-            SampleRequest(prompt.token_ids, size, response_seed(self._seed, item.slot))
-            for prompt, item in zip(prompts, items, strict=True)
-        ]
-        sampled = await self._engine.sample(requests, salt=f"rollout-{self._version}")
-        self._tokens += sum(len(rollout.token_ids) for rollouts in sampled for rollout in rollouts)
-        return [
-            RolloutGroup(item.slot, prompt, tuple(rollouts))
-            for item, prompt, rollouts in zip(items, prompts, sampled, strict=True)
-        ]

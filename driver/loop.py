@@ -4,8 +4,9 @@
 
         admit slots (window) -> actors sample -> rewarders score -> learner trains -> weights published and verified
 
-Owned by driver/stages.py (stage iterate). Slots, steps and the window are defined in common/ledger.py; with max_staleness 0
-the parts take turns, with 1 the actors sample the next step while the learner trains this one.
+Owned by driver/stages.py (stage iterate). Slots, steps and the window are defined in common/ledger.py. With max_staleness 0
+the parts take turns; with more the actors sample ahead while the rewarders score and the learner trains, and weights are
+updated under the responses in flight (docs/async.md).
 """
 
 from __future__ import annotations
@@ -101,8 +102,8 @@ class Loop:
         arguments = (self._paths.anchor, self._address, str(found.resolve()) if found else None)
         self._cluster.call_all(self._cluster.learners, "start_policy", *arguments)
         self._cluster.call_all(self._cluster.rewarders, "serve", self._address)
-        per_actor = -(-self._config.learner.groups_per_step // self._config.actors.num)
-        self._cluster.call_all(self._cluster.actors, "connect", self._address, per_actor)
+        in_flight = self._config.iteration.max_staleness > 0
+        self._cluster.call_all(self._cluster.actors, "connect", self._address, slots_per_actor(self._config), in_flight)
         self._admitted = self._lowest_open_slot()
         return found is not None and self._state.step > self._state.iteration * self._config.iteration.steps
 
@@ -274,6 +275,14 @@ class Loop:
             f"kl {metrics['policy/kl_sequence']:.2f} nats  entropy {metrics['policy/entropy']:.2f}  "
             f"tokens {metrics['rollout/response_tokens']:.1f}  sync {self._sync_difference:.1e}  {seconds:.2f} s"
         )
+
+
+def slots_per_actor(config: Config) -> int:
+    """Slots that an actor holds at once: its share of the window, and no more than twice what fills its engine (the places
+    of short responses are free before their group is whole). The share of a step is one closed batch."""
+    actors, staleness = config.actors, config.iteration.max_staleness
+    share = -(-window_end(0, staleness, config.learner.groups_per_step) // actors.num)
+    return share if staleness == 0 else min(share, 2 * -(-actors.max_num_seqs // actors.responses_per_prompt))
 
 
 def _say_gold(step: int, gold: float | None) -> None:

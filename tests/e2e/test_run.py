@@ -135,3 +135,25 @@ def test_overlapping_run_on_two_ranks_and_two_rewarders(first: Path, launch: Lau
     calibrated = json.loads((runs / "overlapping" / "rm" / "version_0" / "report.json").read_text())
     assert len(calibrated["calibration"]["temperatures"]) == 1
     run.assert_gone()
+
+
+@pytest.mark.parametrize("staleness", [1, 3])
+def test_two_actors_updated_in_flight_keep_the_bound_also_after_a_kill(
+    staleness: int, first: Path, launch: Launch, runs: Path
+) -> None:
+    name = f"in-flight-{staleness}"
+    settings = [f"iteration.max_staleness={staleness}", "iteration.num=1", "iteration.steps=9", "actors.num=2"]
+    settings += ["learner.importance_cap=2.0", f"run.name={name}", *ready_made(first)]
+    run = launch(*settings)
+    run.wait_for("step 5/9")
+    run.kill(signal.SIGKILL)
+    run.assert_gone()
+    resumed = launch(*settings, "--resume")
+    assert resumed.wait() == 0, resumed.log.read_text()[-4000:]
+    rows = read_rows(runs / name / "metrics.jsonl")[1:]
+    assert [row["step"] for row in rows] == list(range(1, 10))
+    assert all(0 <= row["staleness/mean"] <= row["staleness/max"] <= staleness for row in rows)
+    assert max(row["staleness/max"] for row in rows) == staleness
+    assert all(row["sync/max_logprob_diff"] <= 1e-4 for row in rows)
+    assert all(0.9 < row["policy/importance_weight_mean"] < 1.1 for row in rows)
+    resumed.assert_gone()
