@@ -112,6 +112,7 @@ class Engine:
         return str(self._next_id)
 
     async def _submit(self, request: SampleRequest, salt: str) -> RequestOutputCollector:
+        assert self._loads, "no token is sampled before a version is loaded"
         params = SamplingParams(
             n=request.num_responses,
             seed=request.seed,

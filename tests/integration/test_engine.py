@@ -221,6 +221,7 @@ def test_the_probe_is_exact_beside_running_requests(running: Running) -> None:
 
 
 def test_finish_reasons_and_end_token(running: Running) -> None:
+    running.load("m1", 25)
     groups = running.run(running.engine.sample([SampleRequest(PROBE[:5], 32, 5)], "finish"))
     for rollout in groups[0]:
         ended = rollout.token_ids[-1] == 4
