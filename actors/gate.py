@@ -18,7 +18,7 @@ import asyncio
 
 
 class Gate:
-    """Open while the weights in the engine are proven. `loaded` is their version, -1 before the first."""
+    """Open while the weights in the engine are proven. `loaded` is their version, -1 while none are whole."""
 
     def __init__(self) -> None:
         self._proven = asyncio.Event()
@@ -30,6 +30,7 @@ class Gate:
         whoever holds a count of `opened` starts over."""
         never_proven = not self._proven.is_set()
         self._proven.clear()
+        self.loaded = -1
         self._discards += never_proven
         return never_proven
 
