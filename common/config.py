@@ -175,6 +175,14 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class ExportConfig:
+    push_to_hub: str | None
+    private: bool
+    token_env: str
+    allow_existing: bool
+
+
+@dataclass(frozen=True)
 class ReportConfig:
     samples_per_step: int
 
@@ -195,6 +203,7 @@ class Config:
     judge: JudgeConfig
     checkpoint: CheckpointConfig
     evaluate: EvaluateConfig
+    export: ExportConfig
     report: ReportConfig
 
     @property

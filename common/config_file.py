@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from common.config import STAGES, Config
+from common.config import STAGES, Config, ExportConfig
 
 BASE = Path(__file__).resolve().parent.parent / "configs" / "base.yaml"
+_ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class ConfigError(ValueError):
@@ -161,7 +163,7 @@ def wrong_values(config: Config) -> list[str]:
 
 
 def _contradictions(config: Config) -> list[str]:
-    found, names = [], config.rewarder.objectives
+    found, names = _wrong_push(config.export), config.rewarder.objectives
     if config.aggregation.kind == "grouped":
         found += _wrong_groups(config.aggregation.groups, config.aggregation.weight_floor, names)
     if config.aggregation.kind == "weighted_sum":
@@ -185,6 +187,18 @@ def _contradictions(config: Config) -> list[str]:
     if window > config.redis.capacity:
         found.append(
             f"redis.capacity {config.redis.capacity} is below the window of {window} groups; raise it to {window}"
+        )
+    return found
+
+
+def _wrong_push(export: ExportConfig) -> list[str]:
+    found = []
+    if export.push_to_hub is not None and export.push_to_hub.count("/") != 1:
+        found.append(f"export.push_to_hub is {export.push_to_hub!r}; it must be null or owner/name")
+    if export.token_env.startswith("hf_") or not _ENVIRONMENT_NAME.fullmatch(export.token_env):
+        found.append(  # the value is not shown, since it may be a token
+            "export.token_env must be the name of an environment variable, such as HF_TOKEN, and what it is set to is "
+            "none; put the token into the environment, never into a configuration"
         )
     return found
 

@@ -85,6 +85,8 @@ def test_all_problems_come_at_once() -> None:
         (("learner.ranks=3",), "not a multiple of learner.ranks 3"),
         (("learner.importance_cap=0.5",), "learner.importance_cap is 0.5; it must be a number from 1 up"),
         (("redis.capacity=100",), "below the window of 128 groups; raise it to 128"),
+        (("export.push_to_hub=name",), "export.push_to_hub is 'name'; it must be null or owner/name"),
+        (("export.token_env=A-B",), "export.token_env must be the name of an environment variable"),
     ],
 )
 def test_keys_that_contradict_one_another(overrides: tuple[str, ...], words: str) -> None:
@@ -102,6 +104,11 @@ def test_keys_that_contradict_one_another(overrides: tuple[str, ...], words: str
 )
 def test_a_value_of_the_wrong_kind_names_its_key(override: str, words: str) -> None:
     assert words in "\n".join(problems(BASE, override))
+
+
+def test_a_token_in_the_configuration_is_refused_and_not_shown() -> None:
+    (found,) = problems(BASE, "export.token_env=hf_secretsecret")
+    assert "export.token_env must be the name" in found and "secret" not in found
 
 
 def test_weights_are_numbers_and_may_be_negative() -> None:
