@@ -83,10 +83,20 @@ def run(config: Config, stages: list[str], cleanup: ExitStack) -> None:
     """Runs the stages; whatever happens, the roles are stopped before this returns."""
     from driver.cluster import Cluster, RoleError  # torch, ray and transformers load after the checks, not before
     from driver.evaluation import JudgeError
+    from driver.export import ExportError
     from driver.stages import StageError, run_stages
 
-    expected = (RoleError, StageError, JudgeError, CheckpointError, QueueError, ServerError, DataError, OSError)
-
+    expected = (
+        RoleError,
+        StageError,
+        JudgeError,
+        ExportError,
+        CheckpointError,
+        QueueError,
+        ServerError,
+        DataError,
+        OSError,
+    )
     cluster = Cluster(config)
     cleanup.callback(cluster.close)
     try:

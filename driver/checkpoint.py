@@ -31,12 +31,12 @@ def write_checkpoint(root: Path, step: int, state: dict[str, Any], write: Callab
     (aside / STATE).write_text(json.dumps(state))
     manifest = {str(file.relative_to(aside)): _describe(file) for file in sorted(aside.rglob("*")) if file.is_file()}
     (aside / MANIFEST).write_text(json.dumps({"step": step, "files": manifest}, indent=1))
-    _sync(aside / MANIFEST)
+    sync(aside / MANIFEST)
     for directory in (aside, *(path for path in aside.rglob("*") if path.is_dir())):
-        _sync(directory)
+        sync(directory)
     shutil.rmtree(final, ignore_errors=True)
     aside.rename(final)
-    _sync(root)
+    sync(root)
     for old in steps(root)[:-keep]:
         shutil.rmtree(root / f"step_{old}")
     return final
@@ -80,7 +80,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _describe(file: Path) -> dict[str, Any]:
-    _sync(file)
+    sync(file)
     return {"bytes": file.stat().st_size, "sha256": _digest(file)}
 
 
@@ -89,7 +89,8 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Makes a file's content, or a directory's names, safe from a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)

@@ -117,7 +117,7 @@ def _check_made(config: Config, stages: set[str], findings: Findings) -> None:
 
 
 def _read(key: str, source: str, read: Callable[[str, int | None], list[Any]], findings: Findings) -> list[Any]:
-    is_elsewhere = not Path(source).expanduser().exists() and is_hub_name(source) and not _is_path(source)
+    is_elsewhere = not Path(source).expanduser().exists() and is_hub_name(source) and not is_path(source)
     if is_elsewhere and find_spec("datasets") is not None:
         findings.note(f"{key}: {source} is no local file; it will be loaded from the Hub, which needs the network")
         return []
@@ -176,7 +176,7 @@ def _check_hub_model(
 ) -> tuple[Path | None, Any]:
     from huggingface_hub import try_to_load_from_cache
 
-    if _is_path(name):
+    if is_path(name):
         findings.problem(
             f"{key}: no such directory {name}; wanted a Hugging Face model directory or a Hub id owner/name"
         )
@@ -198,7 +198,7 @@ def _check_hub_model(
     return directory, _tokenizer(key, directory, trust_remote_code, findings)
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
     """Whether a name that is not there was meant as a path: not owner/name, or its first part is a directory here."""
     return name.startswith((".", "~", "/")) or name.count("/") != 1 or Path(name.partition("/")[0]).is_dir()
 

@@ -128,7 +128,7 @@ def disk_bytes(config: Config, stages: Sequence[str], policy: int | None, reward
         return None
     checkpoints = (config.checkpoint.keep + 1) * CHECKPOINT_BYTES * policy if "iterate" in stages else 0
     sft = 4 * policy if "sft" in stages else 0
-    rm = 4 * (rewarder or policy) if {"reward_model", "export"} & set(stages) else 0
+    rm = 4 * (rewarder or policy) * len({"reward_model", "export"} & set(stages))  # the export has a copy
     export = 4 * policy if "export" in stages else 0
     return checkpoints + sft + rm + export
 

@@ -17,7 +17,9 @@ from typing import Any
 from common.config import Config
 from common.config_file import ConfigError, differing_keys, read_saved, to_dict
 from driver.environment import check_versions, visible_gpus
+from driver.export import is_current
 from driver.findings import Findings
+from driver.hub import check_push
 from driver.inputs import check_data, check_functions, check_model
 from driver.placement import (
     Room,
@@ -32,9 +34,9 @@ from driver.placement import (
 from driver.services import check_cluster, check_redis
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-QUEUE_STAGES = {"iterate", "export"}
-# What a resumed run may change, since no number depends on it: where its services are
-FREE_ON_RESUME = ("cluster.", "redis.url", "redis.password_env")
+QUEUE_STAGES = {"iterate"}
+# What a resumed run may change, since no number depends on it: where its services are, where its models go
+FREE_ON_RESUME = ("cluster.", "redis.url", "redis.password_env", "export.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +54,13 @@ def check(config: Config, stages: list[str], resume: bool) -> Report:
     policy, rewarder, tokenizer = _check_models(config, stages, findings)
     check_data(config, stages, tokenizer, findings)
     check_functions(config, findings)
+    if "export" in stages:
+        check_push(config.export, findings)
     if QUEUE_STAGES & set(stages):
         check_redis(config.redis, config.cluster, findings)
-    plan = _check_placement(config, stages, policy, rewarder, findings)
-    plan += _check_disk(config, disk_bytes(config, stages, policy, rewarder), findings)
+    building = [stage for stage in stages if stage != "export" or not is_current(config.run_dir)]  # else it only pushes
+    plan = _check_placement(config, building, policy, rewarder, findings)
+    plan += _check_disk(config, disk_bytes(config, building, policy, rewarder), findings)
     return Report(list(dict.fromkeys(findings.problems)), plan + [f"note: {note}" for note in findings.notes])
 
 
@@ -76,7 +81,8 @@ def _check_placement(
     config: Config, stages: Sequence[str], policy: int | None, rewarder: int | None, findings: Findings
 ) -> list[str]:
     """Versions, cluster and room for the roles; returns the plan's table."""
-    roles, room = roles_of(config, stages, policy, rewarder), _room(config, findings)
+    roles = roles_of(config, stages, policy, rewarder)
+    room = _room(config, findings) if roles else Room(visible_gpus(), "none", None)
     check_versions(findings, bool(room.gpus) and gpus_wanted(roles) > 0)
     found = check_placement(roles, room)
     findings.problems.extend(found.problems)

@@ -36,7 +36,7 @@ def read_run(run_dir: Path, objectives: Sequence[str]) -> RunFiles:
         rows=read_rows(run_dir / "metrics.jsonl"),
         golds=_golds(run_dir),
         evaluated=(run_dir / "evaluation.json").is_file(),
-        reward_model=_reward_model(run_dir / "rm" / "version_0" / "report.json", settings.terms),
+        reward_model=read_reward_model(run_dir / "rm" / "version_0" / "report.json", settings.terms),
         samples=[_sample(row) for row in _rows(run_dir / "samples.jsonl")],
         ledger=_ledger(run_dir / "checkpoints"),
         dead=_dead(run_dir / "dead_letters.jsonl"),
@@ -106,7 +106,8 @@ def _mean(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def _reward_model(path: Path, terms: Sequence[str]) -> RewardModel | None:
+def read_reward_model(path: Path, terms: Sequence[str]) -> RewardModel | None:
+    """The report of stage reward_model; None where there is none."""
     if (text := _text(path)) is None:
         return None
     record = json.loads(text)

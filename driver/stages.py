@@ -31,7 +31,9 @@ from common.types import Prompt
 from driver import checkpoint
 from driver.cluster import Cluster
 from driver.evaluation import format_table, gold_table
+from driver.export import Export, is_current
 from driver.loop import Loop, Paths
+from driver.placement import DTYPE_BYTES, num_parameters
 from driver.progress import Progress, say
 from driver.publish import Publisher
 from driver.references import sample_prompts
@@ -102,7 +104,7 @@ def run_stages(
     """Runs the stages in order, skipping those that are finished."""
     run = Run(config, cluster, config.run_dir, password, cleanup)
     todo = [stage for stage in stages if not _finished(run, stage)]
-    if ROLE_STAGES & set(todo):
+    if any(_needs_roles(run, stage) for stage in todo):
         _make_roles(run, todo)
     for stage in todo:
         started = time.monotonic()
@@ -110,6 +112,10 @@ def run_stages(
         STAGES[stage](run)
         _record(run, stage)
         say(f"stage {stage} done in {time.monotonic() - started:.0f} s")
+
+
+def _needs_roles(run: Run, stage: str) -> bool:
+    return stage in ROLE_STAGES and not (stage == "export" and is_current(run.directory))
 
 
 def _make_roles(run: Run, todo: Sequence[str]) -> None:
@@ -188,17 +194,20 @@ def run_evaluate(run: Run) -> None:
 
 
 def run_export(run: Run) -> None:
-    if not run.policy_loaded:
-        queue, address = _open_queue(run)
-        queue.close()
-        found = checkpoint.newest(run.directory / "checkpoints")
-        if found is None:
-            raise StageError("there is no checkpoint to export; run stage iterate first")
-        run.cluster.call_all(run.cluster.learners, "start_policy", run.anchor, address, str(found.resolve()))
-    target = run.directory / "export" / "policy"
-    run.cluster.call_all(run.cluster.learners, "export", str(target.resolve()))
-    say(f"  policy: {target}")
-    say(f"  reward model: {run.reward_model}")
+    """Writes the models, unless they are there from the newest checkpoint, and pushes them where that is asked for."""
+    export, cluster = Export(run.config), run.cluster
+    if is_current(run.directory):
+        export.write_cards()
+    else:
+        step, parameters = _load_policy(run), num_parameters(run.anchor_directory)
+        size = parameters and parameters * DTYPE_BYTES[run.config.policy.dtype]
+        export.write(
+            step,
+            lambda aside: cluster.call_all(cluster.learners, "export", str(aside.resolve())),
+            size,
+            run.reward_model,
+        )
+    export.push()
 
 
 def run_report(run: Run) -> None:
@@ -243,6 +252,18 @@ def _on_learners(run: Run, method: str, *arguments: object) -> dict[str, float]:
             shown, progress = now.what, Progress(now.what, now.total, "steps")
         progress.reach(now.done, now.values)
     return cluster.wait(pending[0], "learner-0", method, None)
+
+
+def _load_policy(run: Run) -> int:
+    """The newest checkpoint's step, with its policy in the learners."""
+    steps = checkpoint.steps(run.directory / "checkpoints")
+    if not steps:
+        raise StageError("there is no checkpoint to export; run stage iterate first")
+    if not run.policy_loaded:
+        newest = (run.directory / "checkpoints" / f"step_{steps[-1]}").resolve()
+        checkpoint.verify(newest)
+        run.cluster.call_all(run.cluster.learners, "load_policy", run.anchor, str(newest))
+    return steps[-1]
 
 
 def _open_queue(run: Run) -> tuple[Queue, QueueAddress]:
@@ -301,7 +322,7 @@ def _hash(content: bytes) -> str:
 
 def _finished(run: Run, stage: str) -> bool:
     path = run.directory / "stages" / f"{stage}.json"
-    if not path.is_file() or stage in ("evaluate", "report"):
+    if not path.is_file() or stage in ("evaluate", "export", "report"):
         return False
     recorded, now = json.loads(path.read_text()), _key(run, stage)
     if changed := sorted(name for name in {*recorded, *now} if recorded.get(name) != now.get(name)):

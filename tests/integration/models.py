@@ -1,4 +1,4 @@
-"""Tiny models for integration tests: made here, loaded by the real loading code."""
+"""Tiny models and a tiny finished run for integration tests: made here, loaded by the real loading code."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from common.config import Config
+from common.config_file import BASE, load_config, save_config
+from common.metrics import StepLog
+from rewarder.model import GatedRewardModel
+
+OBJECTIVES = ["help", "safe", "brief"]
 SPECIAL = ["<pad>", "<bos>", "<user>", "<assistant>", "<end>"]
 WORDS = [f"w{i}" for i in range(59)]
 TEMPLATE = (
@@ -42,3 +48,22 @@ def tiny_policy(directory: Path, seed: int, tied: bool = True) -> LlamaForCausal
     tokenizer.add_special_tokens({"additional_special_tokens": ["<user>", "<assistant>"]})
     tokenizer.save_pretrained(directory)
     return model.eval()
+
+
+def tiny_run(directory: Path) -> Config:
+    """A run that has iterated: its configuration, its models, and what the cards read; no export yet."""
+    policy, reward_model = directory / "policy", directory / "rm"
+    tiny_policy(policy, 0)
+    model = GatedRewardModel.from_policy(policy, OBJECTIVES, 16, 2, 1.0, 4.0, 7)
+    model.save(reward_model, AutoTokenizer.from_pretrained(policy))
+    (reward_model / "optimizer.bin").write_text("not of the layout")
+    models = [f"policy.model={policy}", f"rewarder.model={reward_model}", f"rewarder.objectives={OBJECTIVES}"]
+    small = ["aggregation.kind=final_score", "actors.max_response_tokens=8", "rewarder.max_tokens=64"]
+    dtypes = ["policy.dtype=float32", "rewarder.dtype=float32", "stages=[iterate,export,report]"]
+    config = load_config(BASE, [f"run.dir={directory}/runs", *models, *small, *dtypes])
+    (config.run_dir / "checkpoints" / "step_3").mkdir(parents=True)
+    log = StepLog(config.run_dir / "metrics.jsonl")
+    for step in range(4):
+        log.write(step, {"reward/mean": -1.0 + step / 10})
+    save_config(config, config.run_dir / "config.yaml")
+    return config

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -307,6 +308,39 @@ def test_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_environment_can_be_written_as_json() -> None:
     found = json.loads(json.dumps(environment.environment()))
     assert found["cpus"] >= 1 and "torch" in found["versions"] and found["gpus"] == []
+
+
+def test_a_push_needs_a_token_and_names_that_the_hub_takes(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MY_TOKEN", raising=False)
+    push = ("export.push_to_hub=me/policy", "export.token_env=MY_TOKEN")
+    assert "the environment variable MY_TOKEN (export.token_env) is not; set it to a token" in only(check(*push))
+    assert check(*push, stages=["iterate"]).problems == []
+    for token in ("two words", "hf_n\u00f6"):
+        monkeypatch.setenv("MY_TOKEN", token)
+        found = only(check(*push))
+        assert "MY_TOKEN holds characters that no token has" in found and token not in found
+    monkeypatch.setenv("MY_TOKEN", "hf_secret\n")
+    assert check(*push).problems == []
+    for name in ("me/pol--icy", "me/-", f"me/{'x' * 95}", "me/x.git"):
+        assert only(check(*push, f"export.push_to_hub={name}")).startswith("export.push_to_hub: ")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE" in only(check(*push))
+
+
+def test_a_push_of_what_is_written_needs_no_role(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("runs/run/checkpoints/step_3").mkdir(parents=True)
+    Path("runs/run/export/policy").mkdir(parents=True)
+    Path("runs/run/export/written.json").write_text('{"checkpoint": 3, "models": ["policy"]}')
+    save_config(load_config(BASE, GOOD), Path("runs/run/config.yaml"))
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    far = ("cluster.address=here", "learner.gpus=8", "export.push_to_hub=me/policy")
+    found = check(*far, stages=["export"], resume=True)
+    assert found.problems == [
+        "--resume, but runs/run was started with another configuration; it differs in learner.gpus: "
+        "restore them (see its config.yaml) or choose another run.name"
+    ]
+    Path("runs/run/checkpoints/step_4").mkdir()  # a newer checkpoint: the export must be written again
+    assert any("GPUs wanted" in line for line in check(*far, stages=["export"], resume=True).problems)
 
 
 def test_what_an_earlier_stage_makes_must_be_there(check: Check) -> None:
