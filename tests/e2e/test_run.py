@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+import yaml
 
+from actors.engine import Engine
 from common.config_file import load_config
 from common.metrics import read_rows, step_names
+from common.types import FloatArray
+from learner.logprobs import token_logprobs
+from rewarder.model import GatedRewardModel
 from tests.e2e.conftest import Launched
 
 Launch = Callable[..., Launched]
@@ -56,8 +65,14 @@ def test_the_run_directory_is_whole(first: Path) -> None:
     table = json.loads((first / "evaluation.json").read_text())
     assert [row["policy"] for row in table] == ["SFT policy", "iteration 1", "iteration 2", "ideal answer"]
     assert table[-1]["gold"] > 0.95
-    for name in ("config.yaml", "environment.json", "samples.jsonl", "report.html", "export/policy/model.safetensors"):
+    names = ["config.yaml", "environment.json", "samples.jsonl", "report.html"]
+    names += [
+        f"export/{model}/{name}" for model in ("policy", "reward_model") for name in ("model.safetensors", "README.md")
+    ]
+    for name in names:
         assert (first / name).is_file(), name
+    card = (first / "export" / "policy" / "README.md").read_text()
+    assert f"| iteration 2 (this model) | {table[2]['gold']:.3f} |" in card and str(first.parent) not in card
     saved = load_config(first / "config.yaml")
     assert saved.run.name == "first"
 
@@ -72,6 +87,49 @@ def test_the_exported_policy_loads_and_speaks(first: Path) -> None:
     ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=False)
     answer = model.generate(ids, max_new_tokens=20, do_sample=False)
     assert len(tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True).split()) > 2
+
+
+def test_the_exported_policy_has_in_vllm_the_logprobs_of_transformers(first: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    path = first / "export" / "policy"
+    row = json.loads((first / "evaluations" / "step_6.jsonl").read_text().splitlines()[0])
+    turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
+    ids = AutoTokenizer.from_pretrained(path).apply_chat_template(turns, return_tensors="pt", return_dict=False)
+    model: Any = LlamaForCausalLM.from_pretrained(path, dtype=torch.float32)
+    with torch.no_grad():
+        want = token_logprobs(model(ids).logits, ids, 1.0)[0, 1:].numpy()
+    config = load_config(first / "config.yaml")
+
+    async def probe() -> FloatArray:
+        engine = Engine(str(path), config.policy, config.actors, config.data.max_prompt_tokens, tmp_path)
+        found = await engine.probe(ids[0].numpy().astype(np.int32))
+        engine.shutdown()
+        return found
+
+    np.testing.assert_allclose(asyncio.run(probe()), want, atol=1e-4)
+
+
+def test_the_exported_reward_model_is_the_one_that_served(first: Path) -> None:
+    """Bit for bit, and through the loader."""
+    exported, served = first / "export" / "reward_model", first / "rm" / "version_0"
+    for file in served.iterdir():
+        assert (exported / file.name).read_bytes() == file.read_bytes()
+    assert GatedRewardModel.load(exported, "float32").objectives == tuple(OBJECTIVES)
+
+
+def test_the_stage_export_alone_writes_the_same_policy_from_the_checkpoint(
+    first: Path, launch: Launch, runs: Path
+) -> None:
+    shutil.copytree(first, runs / "again")
+    shutil.rmtree(runs / "again" / "export")
+    copied = yaml.safe_load((runs / "again" / "config.yaml").read_text())
+    (runs / "again" / "config.yaml").write_text(yaml.safe_dump({**copied, "run": {**copied["run"], "name": "again"}}))
+    run = launch("run.name=again", "--resume", "--stages", "export")
+    assert run.wait() == 0, run.log.read_text()[-4000:]
+    name = "export/policy/model.safetensors"
+    assert (runs / "again" / name).read_bytes() == (first / name).read_bytes()
+    run.assert_gone()
 
 
 def test_a_second_run_is_bit_identical(first: Path, launch: Launch, runs: Path) -> None:
