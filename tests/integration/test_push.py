@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -127,6 +128,16 @@ def test_a_failure_in_the_middle_leaves_nothing_there(
     hub.broken[call] = status
     found = refused(hub, uploads)
     assert ("failed" in found or "cannot be reached" in found) and hub.url in found
+    assert hub.repositories == {} and sorted(hub.deleted) == ["me/x", "me/x-rm"]
+
+
+def test_a_signal_in_the_middle_leaves_nothing_there(hub: hub_stand_in.Hub, uploads: list[Upload]) -> None:
+    """As launch.py does with SIGINT and SIGTERM: the handler raises SystemExit wherever the driver is."""
+    hub.broken["commit me/x-rm"] = hub_stand_in.STOP
+    before = signal.signal(signal.SIGALRM, lambda number, frame: sys.exit(128 + number))
+    with pytest.raises(SystemExit):
+        push(hub, uploads)
+    signal.signal(signal.SIGALRM, before)
     assert hub.repositories == {} and sorted(hub.deleted) == ["me/x", "me/x-rm"]
 
 
