@@ -79,6 +79,8 @@ class RewarderConfig:
     model: str | None
     revision: str | None
     objectives: list[str]
+    programs: dict[str, str]
+    preference: str | None
     dtype: str
     max_tokens: int
     truncation_penalty: float

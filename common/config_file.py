@@ -168,6 +168,7 @@ def _contradictions(config: Config) -> list[str]:
         found += _wrong_groups(config.aggregation.groups, config.aggregation.weight_floor, names)
     if config.aggregation.kind == "weighted_sum":
         found += _wrong_weights(config.aggregation.weights, names)
+    found += _wrong_label_sources(config.rewarder.programs, config.rewarder.preference, names)
     verbosity = config.learner.reward_model.verbosity
     if verbosity is not None and verbosity not in names:
         found.append(f"learner.reward_model.verbosity is {verbosity!r}, which is not in rewarder.objectives")
@@ -233,6 +234,17 @@ def _wrong_weights(weights: dict[str, float], objectives: list[str]) -> list[str
         for n, w in weights.items()
         if not math.isfinite(w)
     ]
+    return found
+
+
+def _wrong_label_sources(programs: dict[str, str], preference: str | None, objectives: list[str]) -> list[str]:
+    found = [
+        f"rewarder.programs names {n!r}, which is not in rewarder.objectives" for n in programs if n not in objectives
+    ]
+    if preference is not None and preference not in objectives:
+        found.append(f"rewarder.preference is {preference!r}, which is not in rewarder.objectives")
+    if preference in programs:
+        found.append(f"rewarder.preference {preference!r} also has a program; an objective has one source of labels")
     return found
 
 

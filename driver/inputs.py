@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from actors.prompts import tokenize_prompts
 from common.config import Config, DataConfig
-from common.data import PromptRow, RatedResponse, read_demonstrations, read_pairs, read_prompts, read_ratings
+from common.data import PromptRow, read_demonstrations, read_prompts
 from common.judge import load_function
 from common.sources import DataError, is_hub_name
 from driver.findings import Findings, first_line
@@ -38,26 +38,25 @@ def check_data(config: Config, stages: Sequence[str], tokenizer: Any, findings: 
     _check_named(config, set(stages), findings)
     _check_made(config, set(stages), findings)
     if {"collect", "iterate"} & set(stages) and data.prompts:
-        rows = _read("data.prompts", data.prompts, read_prompts, findings)
+        rows = read_rows("data.prompts", data.prompts, read_prompts, findings)
         num_fitting = _check_lengths("data.prompts", rows, data, tokenizer, findings)
-        if "iterate" in stages and rows and num_fitting < config.iteration.num and _is_small(data.prompts):
+        if "iterate" in stages and rows and num_fitting < config.iteration.num and is_small(data.prompts):
             findings.problem(
                 f"data.prompts has {num_fitting} prompts for iteration.num {config.iteration.num} iterations; each "
                 "needs at least one of its own: add prompts or lower iteration.num"
             )
     if {"iterate", "evaluate"} & set(stages) and data.eval_prompts:
-        rows = _read("data.eval_prompts", data.eval_prompts, read_prompts, findings)
+        rows = read_rows("data.eval_prompts", data.eval_prompts, read_prompts, findings)
         _check_lengths("data.eval_prompts", rows, data, tokenizer, findings)
     if "sft" in stages and data.demonstrations:
-        _read("data.demonstrations", data.demonstrations, read_demonstrations, findings)
-    if "reward_model" in stages:
-        _check_labels(config, findings)
+        read_rows("data.demonstrations", data.demonstrations, read_demonstrations, findings)
 
 
 def check_functions(config: Config, findings: Findings) -> None:
-    """The functions of the judge section can be imported."""
+    """The functions of the judge section and the rewarder's programs can be imported."""
     judge = config.judge
     named = {"judge.function": judge.function, "judge.labeler": judge.labeler, "judge.ideal": judge.ideal}
+    named |= {f"rewarder.programs.{objective}": spec for objective, spec in config.rewarder.programs.items()}
     for key, spec in named.items():
         if spec is None:
             continue
@@ -116,20 +115,22 @@ def _check_made(config: Config, stages: set[str], findings: Findings) -> None:
             )
 
 
-def _read(key: str, source: str, read: Callable[[str, int | None], list[Any]], findings: Findings) -> list[Any]:
+def read_rows(key: str, source: str, read: Callable[[str, int | None], list[Any]], findings: Findings) -> list[Any]:
+    """The rows of a file (the first ones of a large one); each problem becomes a finding, and a Hub name a note."""
     is_elsewhere = not Path(source).expanduser().exists() and is_hub_name(source) and not is_path(source)
     if is_elsewhere and find_spec("datasets") is not None:
         findings.note(f"{key}: {source} is no local file; it will be loaded from the Hub, which needs the network")
         return []
     try:
-        return read(source, None if _is_small(source) else FIRST_ROWS)
+        return read(source, None if is_small(source) else FIRST_ROWS)
     except DataError as error:
         for problem in str(error).splitlines():
             findings.problem(f"{key}: {problem}")
         return []
 
 
-def _is_small(source: str) -> bool:
+def is_small(source: str) -> bool:
+    """Whether the whole file is read, so that what it lacks is known."""
     path = Path(source).expanduser()
     return path.is_file() and path.stat().st_size < WHOLE_FILE_BYTES
 
@@ -146,29 +147,6 @@ def _check_lengths(key: str, rows: list[PromptRow], data: DataConfig, tokenizer:
     if skipped:
         findings.note(f"{key}: {skipped} of {len(rows)} prompts are above data.max_prompt_tokens and will be skipped")
     return len(kept)
-
-
-def _check_labels(config: Config, findings: Findings) -> None:
-    """Ratings and pairs are well-formed, and each objective is rated. Stage collect replaces these files."""
-    data = config.data
-    if "collect" in config.stages:
-        return
-    if data.preferences:
-        _read("data.preferences", data.preferences, read_pairs, findings)
-    if data.ratings:
-        ratings = _read("data.ratings", data.ratings, read_ratings, findings)
-        if ratings and _is_small(data.ratings):
-            _check_objectives(ratings, config.rewarder.objectives, findings)
-
-
-def _check_objectives(ratings: Iterable[RatedResponse], objectives: Sequence[str], findings: Findings) -> None:
-    rated = {name for row in ratings for name, score in row.scores.items() if score is not None}
-    missing = [name for name in objectives if name not in rated]
-    if missing:
-        findings.problem(
-            f"data.ratings has no rating of {', '.join(missing)}; it rates {', '.join(sorted(rated)) or 'nothing'}: "
-            "correct rewarder.objectives or add ratings"
-        )
 
 
 def _check_hub_model(

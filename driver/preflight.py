@@ -21,6 +21,7 @@ from driver.export import is_current
 from driver.findings import Findings
 from driver.hub import check_push
 from driver.inputs import check_data, check_functions, check_model
+from driver.labels import check_labels
 from driver.placement import (
     Room,
     check_placement,
@@ -53,6 +54,7 @@ def check(config: Config, stages: list[str], resume: bool) -> Report:
     _check_run_dir(config, resume, findings)
     policy, rewarder, tokenizer = _check_models(config, stages, findings)
     check_data(config, stages, tokenizer, findings)
+    check_labels(config, stages, findings)
     check_functions(config, findings)
     if "export" in stages:
         check_push(config.export, findings)

@@ -43,8 +43,9 @@ class Fit:
 class RewardModel:
     """The held-out report of reward model version 0."""
 
-    accuracy: float
+    accuracy: Interval
     uniform_accuracy: float
+    length_accuracy: float
     pairs: float
     prompts: float
     r2: Mapping[str, float]

@@ -115,8 +115,9 @@ def read_reward_model(path: Path, terms: Sequence[str]) -> RewardModel | None:
     names = [*terms, *(f"term {m}" for m in range(len(terms), len(calibration["temperatures"])))]
     fits = zip(names, calibration["temperatures"], calibration["reports"], strict=False)
     return RewardModel(
-        report.get("rm/pair_accuracy", NAN),
+        Interval(*(report.get(f"rm/pair_accuracy{end}", NAN) for end in ("", "_low", "_high"))),
         report.get("rm/pair_accuracy_uniform_gate", NAN),
+        report.get("rm/pair_accuracy_length", NAN),
         report.get("rm/held_out_pairs", NAN),
         number(record.get("held_out_prompts")),
         {name.removeprefix("rm/r2/"): value for name, value in report.items() if name.startswith("rm/r2/")},

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from driver.report_charts import Scale, Steps, interval_spark, spark
 from driver.report_data import Gold, Interval, RewardModel, RunFiles
-from driver.report_html import absent, bar, first_to_last, fixed, number, row, safe, section, table
+from driver.report_html import absent, bar, first_to_last, fixed, interval, number, row, safe, section, table
 
 
 def gold_section(run: RunFiles) -> str:
@@ -160,9 +160,10 @@ def reward_model_section(model: RewardModel | None) -> str:
 
 
 def _reward_model(model: RewardModel) -> str:
-    pairs = [("held-out pair accuracy", model.accuracy), ("with a uniform gate", model.uniform_accuracy)]
+    pairs = [("with a uniform gate", model.uniform_accuracy), ("by length alone", model.length_accuracy)]
     pairs += [("held-out pairs", model.pairs), ("held-out prompts", model.prompts)]
-    facts = "".join(f"<div><b>{number(value)}</b>{name}</div>" for name, value in pairs)
+    facts = f"<div><b>{interval(model.accuracy)}</b>held-out pair accuracy</div>"
+    facts += "".join(f"<div><b>{number(value)}</b>{name}</div>" for name, value in pairs)
     fits = [_fit_row(fit.term, fit.temperature, fit.report) for fit in model.fits]
     r2 = [row([safe(name), bar(value, 1.0), fixed(value)]) for name, value in model.r2.items()]
     columns = ["term", "temperature", "log loss", "untempered", "Brier", "ECE", "pairs"]

@@ -33,6 +33,7 @@ from driver.cluster import Cluster
 from driver.evaluation import format_table, gold_table
 from driver.export import Export, is_current
 from driver.loop import Loop, Paths
+from driver.measures import format_accuracy, summary_without_judge
 from driver.placement import DTYPE_BYTES, num_parameters
 from driver.progress import Progress, say
 from driver.publish import Publisher
@@ -159,10 +160,7 @@ def run_reward_model(run: Run) -> None:
     pairs = str(_collected(run, "preferences")) if collected else data.preferences
     target = run.directory / "rm" / "version_0"
     report = _on_learners(run, "reward_model", run.anchor, ratings, pairs, str(target.resolve()))
-    say(
-        f"  held-out pair accuracy {report['rm/pair_accuracy']:.3f} (uniform gate "
-        f"{report['rm/pair_accuracy_uniform_gate']:.3f}, {report['rm/held_out_pairs']:.0f} pairs)"
-    )
+    say(f"  {format_accuracy(report)}")
 
 
 def run_iterate(run: Run) -> None:
@@ -186,11 +184,13 @@ def run_iterate(run: Run) -> None:
 
 
 def run_evaluate(run: Run) -> None:
-    """The gold table, from the rows that the loop judged."""
+    """The gold table, from the rows that the loop judged; without a judge, what is known without one."""
     ideal = _ideal_golds(run)
     table = gold_table(run.config, run.directory / "evaluations", ideal)
     (run.directory / "evaluation.json").write_text(json.dumps(table, indent=1))
     say(format_table(table) if table else "  no judge.function or no data.eval_prompts: nothing was judged")
+    if not table:
+        say("\n".join(f"  {line}" for line in summary_without_judge(run.directory)))
 
 
 def run_export(run: Run) -> None:

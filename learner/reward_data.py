@@ -6,26 +6,47 @@ conversation and costs one forward pass; splits are by prompt, so that no held-o
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from common.data import PreferencePair, RatedResponse
+from common.config import RewarderConfig
+from common.data import PreferencePair, RatedResponse, read_pairs, read_ratings
+from common.label_sources import NO_PROGRAMS, Program, load_programs, rate, rated_objectives, wrong_sources
+from common.split import is_held_out, prompt_key
 from common.types import Message
 from rewarder.scoring import Rendered, check_length, render
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """One prompt's conversations. ratings [n, K] with NaN where nobody rated; pairs (chosen index, rejected index)."""
+    """One prompt's conversations. ratings [n, K] with NaN where nothing rates; pairs (chosen index, rejected index)."""
 
+    messages: tuple[Message, ...]
     conversations: tuple[Rendered, ...]
     ratings: NDArray[np.float32]
     pairs: tuple[tuple[int, int], ...]
+
+
+def read_sides(
+    ratings: str | None,
+    pairs: str | None,
+    objectives: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    rewarder: RewarderConfig,
+    held_out_fraction: float,
+) -> tuple[list[PromptSet], list[PromptSet]]:
+    """(training, held out) from the two files, either of which may be missing, and the configured programs. Raises
+    ValueError where a model that is to be trained (no rewarder.model) has an objective without a source of labels."""
+    rated, paired = read_ratings(ratings) if ratings else [], read_pairs(pairs) if pairs else []
+    sources = rated_objectives(rated), rewarder.programs, rewarder.preference, len(paired)
+    if rewarder.model is None and (problems := wrong_sources(objectives, *sources)):
+        raise ValueError("\n".join(problems))
+    programs = load_programs(rewarder.programs)
+    return split(prompt_sets(rated, paired, objectives, tokenizer, rewarder.max_tokens, programs), held_out_fraction)
 
 
 def prompt_sets(
@@ -34,34 +55,35 @@ def prompt_sets(
     objectives: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     max_tokens: int,
+    programs: Mapping[str, Program] = NO_PROGRAMS,
 ) -> dict[str, PromptSet]:
-    """Prompt key -> its set, in the order of first appearance. Raises ValueError for ratings of an unknown objective or an
-    objective that nobody rated while others are."""
+    """Prompt key -> its set, in the order of first appearance; `programs` rate every response. Raises ValueError for
+    ratings of an unknown objective, and ProgramError."""
     _check_objectives(ratings, objectives)
     responses: dict[str, dict[str, dict[str, float | None]]] = {}
     messages: dict[str, tuple[Message, ...]] = {}
     chosen: dict[str, list[tuple[str, str]]] = {}
     for row in (*ratings, *pairs):
-        messages.setdefault(_key(row.messages), row.messages)
+        messages.setdefault(prompt_key(row.messages), row.messages)
     for row in ratings:
-        responses.setdefault(_key(row.messages), {})[row.response] = row.scores
+        responses.setdefault(prompt_key(row.messages), {})[row.response] = row.scores
     for pair in pairs:
-        known = responses.setdefault(_key(pair.messages), {})
+        known = responses.setdefault(prompt_key(pair.messages), {})
         known.setdefault(pair.chosen, {})
         known.setdefault(pair.rejected, {})
-        chosen.setdefault(_key(pair.messages), []).append((pair.chosen, pair.rejected))
+        chosen.setdefault(prompt_key(pair.messages), []).append((pair.chosen, pair.rejected))
+    rest = (objectives, tokenizer, max_tokens)
     return {
-        key: _prompt_set(messages[key], known, chosen.get(key, []), objectives, tokenizer, max_tokens)
+        key: _prompt_set(messages[key], _rated(programs, messages[key], known), chosen.get(key, []), *rest)
         for key, known in responses.items()
     }
 
 
 def split(sets: dict[str, PromptSet], held_out_fraction: float) -> tuple[list[PromptSet], list[PromptSet]]:
-    """(training, held out), by a hash of the prompt: the same prompt falls on the same side in every run."""
-    bound = int(held_out_fraction * 2**32)
+    """(training, held out), by a hash of the prompt's opening: the same prompt falls on the same side in every run."""
     sides: tuple[list[PromptSet], list[PromptSet]] = ([], [])
-    for key, value in sets.items():
-        sides[int(key[:8], 16) < bound].append(value)
+    for value in sets.values():
+        sides[is_held_out(value.messages, held_out_fraction)].append(value)
     if not sides[0] or not sides[1]:
         raise ValueError(
             f"{len(sets)} prompts split into {len(sides[0])} for training and {len(sides[1])} held out; give more prompts "
@@ -81,20 +103,20 @@ def _prompt_set(
     index = {response: i for i, response in enumerate(known)}
     values = [[np.nan if (v := scores.get(name)) is None else v for name in objectives] for scores in known.values()]
     return PromptSet(
+        messages,
         tuple(check_length(render(tokenizer, messages, response), max_tokens) for response in known),
         np.array(values, dtype=np.float32).reshape(len(known), len(objectives)),
         tuple((index[a], index[b]) for a, b in chosen),
     )
 
 
+def _rated(
+    programs: Mapping[str, Program], messages: tuple[Message, ...], known: dict[str, dict[str, float | None]]
+) -> dict[str, dict[str, float | None]]:
+    """response -> its scores, with those of the programs."""
+    return {response: {**scores, **rate(programs, messages, response)} for response, scores in known.items()}
+
+
 def _check_objectives(ratings: Sequence[RatedResponse], objectives: Sequence[str]) -> None:
-    seen = {name for row in ratings for name, value in row.scores.items() if value is not None}
-    if unknown := sorted(seen - set(objectives)):
+    if unknown := sorted(rated_objectives(ratings) - set(objectives)):
         raise ValueError(f"ratings name objectives {unknown} that rewarder.objectives lacks; add them or drop them")
-    if ratings and (missing := [name for name in objectives if name not in seen]):
-        raise ValueError(f"no rating of objectives {missing} in {len(ratings)} rated responses; rate them or drop them")
-
-
-def _key(messages: Sequence[Message]) -> str:
-    text = "\x1e".join(f"{message.role}\x1f{message.content}" for message in messages)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,6 +1,7 @@
 """Trains the gated multi-objective reward model from ratings and pairs.
 
     stage 1  backbone + heads + gate: regression_weight * masked MSE of the objectives + Bradley-Terry of the gated score
+             (+ Bradley-Terry of the head that rewarder.preference names: pairs are that objective's labels)
     debias   the verbosity matrix T from the predicted scores (rewarder/debias.py)
     stage 2  gate and its scale alone, Bradley-Terry on the debiased score, on cached hidden states
 
@@ -51,13 +52,15 @@ def train_stage_1(
     matrix: Tensor,
     sets: Sequence[PromptSet],
     config: RewardTrainingConfig,
+    preference: int | None,
     micro_batch_tokens: int,
     seed: int,
     rank: int,
     device: torch.device,
     progress: Progress,
 ) -> None:
-    """Trains everything, prompts as units, about batch_size conversations a step."""
+    """Trains everything, prompts as units, about batch_size conversations a step; `preference` is the column of the
+    objective that the pairs train, where there is one."""
     mean_size = max(1.0, float(np.mean([len(prompt.conversations) for prompt in sets])))
     per_step = max(1, round(config.batch_size / mean_size))
     total, done = config.epochs * -(-len(sets) // per_step), 0
@@ -65,7 +68,8 @@ def train_stage_1(
         order = np.random.default_rng([seed, 1, epoch]).permutation(len(sets))
         for start in range(0, len(sets), per_step):
             part = [sets[index] for index in order[start : start + per_step]]
-            losses = _accumulate(engine, matrix, part, config.regression_weight, micro_batch_tokens, rank, device)
+            weight = config.regression_weight
+            losses = _accumulate(engine, matrix, part, weight, preference, micro_batch_tokens, rank, device)
             engine.step(cosine(done, total, 0.03))
             done += 1
             progress("reward model", done, total, losses)
@@ -76,26 +80,46 @@ def _accumulate(
     matrix: Tensor,
     sets: Sequence[PromptSet],
     regression_weight: float,
+    column: int | None,
     micro_batch_tokens: int,
     rank: int,
     device: torch.device,
 ) -> dict[str, float]:
     num_known = torch.from_numpy(sum(np.isfinite(prompt.ratings).sum(0) for prompt in sets)).to(device)
     num_pairs = max(1, sum(len(prompt.pairs) for prompt in sets))
-    totals = torch.zeros(2, dtype=torch.float64)
+    parts = torch.zeros(3, dtype=torch.float64)
     lengths = [sum(len(c.ids) for c in prompt.conversations) for prompt in sets]
     for indices in rank_micro_batches(lengths, micro_batch_tokens, rank, num_ranks()):
         rendered, ratings, pairs, _ = flatten([sets[i] for i in indices] or [sets[0]])
         weight = float(bool(indices))  # a rank without rows still runs the pass that ZeRO-3 waits for
         with engine.precision():
             output = engine.module(*collate(rendered, device))
-        score, ratings, pairs = gated_score(output, matrix), ratings.to(device), pairs.to(device)
-        regression = masked_regression(output.scores, ratings.nan_to_num(), ratings.isfinite(), num_known)
-        preference = bradley_terry(score[pairs[:, 0]], score[pairs[:, 1]]).sum() / num_pairs
-        engine.backward(weight * (regression_weight * regression + preference) * num_ranks())
-        totals += weight * torch.stack([regression.detach(), preference.detach()]).double().cpu()
-    regression, preference = reduce_sum(totals).tolist()
-    return {"regression": regression, "preference": preference}
+        losses = stage_1_losses(output, matrix, ratings.to(device), pairs.to(device), num_known, num_pairs, column)
+        engine.backward(weight * (regression_weight * losses[0] + losses[1] + losses[2]) * num_ranks())
+        parts += weight * losses.detach().double().cpu()
+    regression, gated, head = reduce_sum(parts).tolist()
+    return {"regression": regression, "preference": gated} | ({} if column is None else {"preference_head": head})
+
+
+def stage_1_losses(
+    output: RewardOutput,
+    matrix: Tensor,
+    ratings: Tensor,
+    pairs: Tensor,
+    num_known: Tensor,
+    num_pairs: int,
+    column: int | None,
+) -> Tensor:
+    """[3]: masked MSE of the ratings, Bradley-Terry of the gated score, and of the head in `column` (0 without one), of a
+    micro-batch with ratings [B, K] (NaN where there is none) and pairs [P, 2]; num_known [K] and num_pairs are of the whole
+    batch."""
+    score, (chosen, rejected) = gated_score(output, matrix), pairs.unbind(1)
+    regression = masked_regression(output.scores, ratings.nan_to_num(), ratings.isfinite(), num_known)
+    gated = bradley_terry(score[chosen], score[rejected]).sum() / num_pairs
+    if column is None:
+        return torch.stack([regression, gated, torch.zeros_like(gated)])
+    head = output.scores[:, column]
+    return torch.stack([regression, gated, bradley_terry(head[chosen], head[rejected]).sum() / num_pairs])
 
 
 def flatten(sets: Sequence[PromptSet]) -> tuple[list[Rendered], Tensor, Tensor, Tensor]:

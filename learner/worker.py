@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from common.address import QueueAddress
 from common.config import AggregationConfig, Config, LearnerConfig
-from common.data import read_demonstrations, read_pairs, read_ratings
+from common.data import read_demonstrations
 from common.ledger import BatchAssembler, Ledger
 from common.types import FloatArray, IntArray, ScoredGroup
-from learner import calibration, reward_data, reward_training, sft
+from learner import calibration, held_out, reward_data, reward_training, sft
 from learner.engine import Engine, freeze, init_process_group
 from learner.step_metrics import check_staleness, explain, group_metrics
 from learner.train import train_step
@@ -108,33 +108,39 @@ class LearnerWorker:
     def reward_model(self, policy: str, ratings: str | None, pairs: str | None, directory: str) -> dict[str, float]:
         """Trains (or, where rewarder.model names one, only calibrates) the reward model and writes rm version 0."""
         config, budget = self._config, self._learner.micro_batch_tokens
-        settings, seed = config.learner.reward_model, config.run.seed
         model = self._reward_model(policy)
         given = config.rewarder.model
         tokenizer = self._tokenizer_of(policy)
         if given is not None:
             tokenizer = AutoTokenizer.from_pretrained(given, revision=config.rewarder.revision)
-        rated = read_ratings(ratings) if ratings else []
-        paired = read_pairs(pairs) if pairs else []
-        sets = reward_data.prompt_sets(rated, paired, model.objectives, tokenizer, config.rewarder.max_tokens)
-        training, held_out = reward_data.split(sets, settings.held_out_fraction)
+        fraction = self._learner.reward_model.held_out_fraction
+        training, unseen = reward_data.read_sides(
+            ratings, pairs, model.objectives, tokenizer, config.rewarder, fraction
+        )
         model.to(self._device)
-        if config.rewarder.model is None:
+        if given is None:
             self._train_reward_model(model, training)
-        features = reward_training.extract_features(model, held_out, budget, self._rank, self._device)
-        fitted = calibration.calibrate(model, features, aggregation_of(config.aggregation, model.objectives))
+        features = reward_training.extract_features(model, unseen, budget, self._rank, self._device)
+        column = self._preference_column(model)
+        aggregation = aggregation_of(config.aggregation, model.objectives)
+        fitted = calibration.calibrate(model, features, aggregation, column)
         model.info = replace(model.info, calibration=fitted)
-        report = calibration.held_out_report(model, features)
+        report = held_out.held_out_report(model, features, column)
+        report["rm/pair_accuracy_length"] = held_out.length_accuracy(training, unseen)
         if self._rank == 0:
             model.save(directory, tokenizer)
             record = {
                 "report": report,
                 "calibration": fitted.to_dict(),
-                "seed": seed,
-                "held_out_prompts": len(held_out),
+                "seed": config.run.seed,
+                "held_out_prompts": len(unseen),
             }
             (Path(directory) / "report.json").write_text(json.dumps(record, indent=1))
         return report
+
+    def _preference_column(self, model: GatedRewardModel) -> int | None:
+        name = self._config.rewarder.preference
+        return None if name is None else model.objectives.index(name)
 
     def _reward_model(self, policy: str) -> GatedRewardModel:
         rewarder, settings = self._config.rewarder, self._learner.reward_model
@@ -159,7 +165,16 @@ class LearnerWorker:
         engine = Engine(model, whole, settings.learning_rate, self._device)
         matrix = model.reward_transform_matrix
         reward_training.train_stage_1(
-            engine, matrix, training, settings, budget, seed, self._rank, self._device, self._report
+            engine,
+            matrix,
+            training,
+            settings,
+            self._preference_column(model),
+            budget,
+            seed,
+            self._rank,
+            self._device,
+            self._report,
         )
         engine.free()
         features = reward_training.extract_features(model, training, budget, self._rank, self._device)

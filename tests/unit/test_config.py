@@ -82,6 +82,12 @@ def test_all_problems_come_at_once() -> None:
         ((*WEIGHTED, "aggregation.weights={a: 1, x: 1}"), "'x', which is not in rewarder.objectives"),
         ((*WEIGHTED, "aggregation.weights={a: .nan}"), "aggregation.weights has nan for 'a'"),
         (("learner.reward_model.verbosity=long",), "'long', which is not in rewarder.objectives"),
+        (("rewarder.preference=p",), "rewarder.preference is 'p', which is not in rewarder.objectives"),
+        (("rewarder.programs={p: 'm:f'}",), "rewarder.programs names 'p', which is not in rewarder.objectives"),
+        (
+            ("rewarder.preference=p", "rewarder.programs={p: 'm:f'}", "rewarder.objectives=[p]"),
+            "'p' also has a program",
+        ),
         (("learner.ranks=3",), "not a multiple of learner.ranks 3"),
         (("learner.importance_cap=0.5",), "learner.importance_cap is 0.5; it must be a number from 1 up"),
         (("redis.capacity=100",), "below the window of 128 groups; raise it to 128"),

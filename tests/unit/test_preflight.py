@@ -153,8 +153,27 @@ def test_reward_model_inputs(check: Check) -> None:
     assert ["data.ratings or data.preferences" in found[0], "rewarder.objectives" in found[1]] == [True, True]
     Path("r.jsonl").write_text('{"prompt": "p", "response": "r", "scores": {"a": 1, "b": null}}\n')
     given = ("data.ratings=r.jsonl", "rewarder.objectives=[a,b]")
-    assert "no rating of b; it rates a" in only(check(*given, stages=stages))
+    assert check(*given, stages=stages).problems == [], "a given model is only calibrated"
+    given = (*given, "rewarder.model=null")
+    assert "no rating of b: the ratings have a; add ratings" in only(check(*given, stages=stages))
+    assert check(*given, "rewarder.programs={b: 'rewarder.programs:brevity'}", stages=stages).problems == []
     assert "r.jsonl:1" in only(check(*given, "data.preferences=r.jsonl", "rewarder.objectives=[a]", stages=stages))
+
+
+def test_objectives_from_pairs_alone(check: Check) -> None:
+    Path("p.jsonl").write_text('{"prompt": "p", "chosen": "a b", "rejected": ""}\n')
+
+    def found(*overrides: str) -> list[str]:
+        given = ("data.preferences=p.jsonl", "rewarder.objectives=[a,b]", "rewarder.model=null")
+        return check(*given, *overrides, stages=["reward_model"]).problems
+
+    preferred = "rewarder.preference=a"
+    assert found(preferred, "rewarder.programs={b: 'rewarder.programs:brevity'}") == []
+    assert "no rating of b: the ratings have nothing" in found(preferred)[0]
+    missing = found(preferred, "rewarder.programs={b: 'rewarder.programs:none'}")
+    assert len(missing) == 1 and "rewarder.programs.b: function 'rewarder.programs:none'" in missing[0]
+    wrong = found(preferred, "rewarder.programs={b: 'tests.unit.test_label_sources:two'}")
+    assert len(wrong) == 1 and "rewarder.programs.b returned 2.0 for the response 'a b'; wanted a number" in wrong[0]
 
 
 def test_a_run_that_is_there_already(check: Check) -> None:

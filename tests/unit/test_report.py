@@ -141,6 +141,7 @@ def write_gold(run: Path, golds: tuple[float, float, float]) -> None:
 
 def write_reward_model(run: Path) -> None:
     report = {"rm/pair_accuracy": 0.711, "rm/pair_accuracy_uniform_gate": 0.622, "rm/held_out_pairs": 120.0}
+    report |= {"rm/pair_accuracy_low": 0.624, "rm/pair_accuracy_high": 0.785, "rm/pair_accuracy_length": 0.555}
     r2 = {"rm/r2/helpful": 0.533, "rm/r2/harmless": math.nan}
     fit = {"nll": 0.5, "nll_at_one": 0.6, "brier": 0.2, "brier_at_one": 0.25, "ece": 0.0512, "num_pairs": 60}
     calibration = {"temperatures": [1.25, 0.375], "reports": [fit, fit]}
@@ -199,7 +200,7 @@ def test_every_section_is_there_in_order(run: Path) -> None:
 
 def test_numbers_of_the_reward_model_and_the_ledger(run: Path) -> None:
     page = report(run)
-    for text in ("0.711", "0.622", "0.533", "1.25", "0.375", "0.0512", "<b>77</b>"):
+    for text in ("0.711 [0.624, 0.785]", "0.555", "0.622", "0.533", "1.25", "0.375", "0.0512", "<b>77</b>"):
         assert text in page
     assert "46 trained, 2 dropped" in page and "1 \N{MULTIPLICATION SIGN} not finite" in page
     assert "1 dead-lettered" in page

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from common.data import PreferencePair, RatedResponse
+from common.config import RewarderConfig
+from common.config_file import BASE, load_config
+from common.data import PreferencePair, RatedResponse, to_fields, write_jsonl
 from common.types import Message
 from learner import calibration, reward_data
 from learner.reward_training import Features, flatten
@@ -64,8 +70,48 @@ def test_splits_are_by_prompt_and_stay(tokenizer) -> None:
 def test_bad_ratings_are_named(tokenizer) -> None:
     with pytest.raises(ValueError, match=r"objectives \['fast'\] that rewarder.objectives lacks"):
         reward_data.prompt_sets([RatedResponse(ask("w1"), "w2", {"fast": 1.0})], [], OBJECTIVES, tokenizer, 50)
-    with pytest.raises(ValueError, match=r"no rating of objectives \['safe'\] in 1 rated"):
-        reward_data.prompt_sets([RatedResponse(ask("w1"), "w2", {"good": 1.0})], [], OBJECTIVES, tokenizer, 50)
+
+
+def brief(messages: Sequence[Message], response: str) -> float:
+    """1 for one word, 0.5 for two."""
+    return 1 / len(response.split())
+
+
+def rewarder(**changes: object) -> RewarderConfig:
+    return replace(load_config(BASE, ["aggregation.kind=final_score"]).rewarder, **changes)  # type: ignore[arg-type]
+
+
+def test_programs_rate_every_response_beside_people(tokenizer) -> None:
+    ratings = [RatedResponse(ask("w1"), "w2", {"safe": 0.25})]
+    pairs = [PreferencePair(ask("w1"), "w3 w4", "w2")]
+    (only,) = reward_data.prompt_sets(ratings, pairs, OBJECTIVES, tokenizer, 50, {"good": brief}).values()
+    np.testing.assert_equal(only.ratings, np.array([[1.0, 0.25], [0.5, np.nan]], dtype=np.float32))
+    assert only.pairs == ((1, 0),)
+
+
+def test_pairs_alone_train_where_every_objective_has_a_source(tokenizer, tmp_path: Path) -> None:
+    rows = [to_fields(PreferencePair(ask(f"w{i} w{j}"), "w20", "w21 w22")) for i in range(20) for j in range(5)]
+    write_jsonl(tmp_path / "pairs.jsonl", rows)
+    files = None, str(tmp_path / "pairs.jsonl"), OBJECTIVES, tokenizer
+    programs = {"safe": f"{__name__}:brief"}
+    training, unseen = reward_data.read_sides(*files, rewarder(programs=programs, preference="good"), 0.2)
+    assert len(training) + len(unseen) == 100
+    np.testing.assert_equal(unseen[0].ratings, np.array([[np.nan, 1.0], [np.nan, 0.5]], dtype=np.float32))
+    with pytest.raises(ValueError, match="no rating of good, safe: the ratings have nothing"):
+        reward_data.read_sides(*files, rewarder(), 0.2)
+    assert reward_data.read_sides(*files, rewarder(model="given"), 0.2), "a given model is only calibrated"
+
+
+def test_a_conversation_and_its_continuation_fall_on_the_same_side(tokenizer) -> None:
+    def continued(text: str) -> tuple[Message, ...]:
+        return (*ask(text), Message("assistant", "w1"), *ask("w2"))
+
+    pairs = [
+        PreferencePair(f(f"w{i} w{j}"), "w20", "w21") for i in range(20) for j in range(5) for f in (ask, continued)
+    ]
+    sides = reward_data.split(reward_data.prompt_sets([], pairs, OBJECTIVES, tokenizer, 50), 0.2)
+    training, unseen = ({prompt.messages[0].content for prompt in side} for side in sides)
+    assert training and unseen and not training & unseen
 
 
 def test_each_group_is_calibrated_on_its_own_ratings() -> None:
@@ -78,11 +124,15 @@ def test_each_group_is_calibrated_on_its_own_ratings() -> None:
         prompt_of=torch.tensor([0, 0, 1, 1]),
     )
     grouped = make_aggregation("grouped", {"q": ["good"], "s": ["safe"]}, {}, 0.1, 0.01, OBJECTIVES)
-    pairs, labels = calibration._labels(features, grouped, 0)
+    pairs, labels = calibration._labels(features, grouped, 0, None)
     assert pairs.tolist() == [[0, 1], [2, 3]] and labels.tolist() == [1.0, 0.0]
-    pairs, labels = calibration._labels(features, grouped, 1)
+    pairs, labels = calibration._labels(features, grouped, 1, 0)
     assert pairs.tolist() == [[0, 1]] and labels.tolist() == [0.5]
+    pairs, labels = calibration._labels(features, grouped, 0, 0)  # what pairs train is calibrated on them
+    assert pairs.tolist() == [[0, 1]] and labels.tolist() == [1.0]
+    unrated = replace(features, ratings=torch.full((4, 2), nan))  # and so is what nothing rates
+    assert [calibration._labels(unrated, grouped, m, None)[0].tolist() for m in (0, 1)] == [[[0, 1]], [[0, 1]]]
     for kind in ("final_score", "weighted_sum"):
         one_score = make_aggregation(kind, {}, {"safe": 1.0}, 0.1, 0.01, OBJECTIVES)
-        pairs, labels = calibration._labels(features, one_score, 0)
+        pairs, labels = calibration._labels(features, one_score, 0, None)
         assert pairs.tolist() == [[0, 1]] and labels.tolist() == [1.0]

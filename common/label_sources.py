@@ -1,0 +1,80 @@
+"""Where the labels of each objective come from: people's ratings, a program that rates a response, or preference pairs.
+
+Owns what a program is (`rewarder.programs`): a pure function (messages, response) -> number in [0, 1], named as
+"package.module:function". Called by the preflight and by the reward-model stage; holds no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from numbers import Real
+from types import MappingProxyType
+
+from common.data import RatedResponse
+from common.judge import load_function
+from common.sources import short
+from common.types import Message
+
+Program = Callable[[Sequence[Message], str], float]
+NO_PROGRAMS: Mapping[str, Program] = MappingProxyType({})
+
+
+class ProgramError(ValueError):
+    """A program of the user's that raised, or whose value is no number in [0, 1]."""
+
+
+def load_programs(specs: Mapping[str, str]) -> dict[str, Program]:
+    """The functions named by rewarder.programs. Raises ValueError for one that is not there."""
+    return {objective: load_function(spec) for objective, spec in specs.items()}
+
+
+def rate(programs: Mapping[str, Program], messages: Sequence[Message], response: str) -> dict[str, float]:
+    """What each program says of one response. Raises ProgramError."""
+    return {objective: _rate(objective, program, messages, response) for objective, program in programs.items()}
+
+
+def _rate(objective: str, program: Program, messages: Sequence[Message], response: str) -> float:
+    try:
+        value = program(messages, response)
+    except Exception as error:  # the user's code may raise anything; it is named with the response
+        raise ProgramError(
+            f"rewarder.programs.{objective} raised {type(error).__name__}: {error}, on the response {short(response)}; "
+            "a program must take any response, an empty one too"
+        ) from error
+    if not isinstance(value, Real) or not 0 <= value <= 1:  # NaN is outside too
+        raise ProgramError(
+            f"rewarder.programs.{objective} returned {short(value)} for the response {short(response)}; wanted a number "
+            "in [0, 1]"
+        )
+    return float(value)
+
+
+def rated_objectives(ratings: Iterable[RatedResponse]) -> set[str]:
+    """The objectives that at least one response is rated on."""
+    return {name for row in ratings for name, score in row.scores.items() if score is not None}
+
+
+def wrong_sources(
+    objectives: Sequence[str], rated: Collection[str], programs: Collection[str], preference: str | None, num_pairs: int
+) -> list[str]:
+    """One line for each objective that has no source of labels, or more than one, and for a preference without pairs."""
+    sources = {
+        name: [f"ratings ({name})"] * (name in rated)
+        + [f"rewarder.programs.{name}"] * (name in programs)
+        + ["rewarder.preference"] * (name == preference)
+        for name in objectives
+    }
+    found = [
+        f"objective {name!r} has {len(given)} sources of labels, {' and '.join(given)}; keep one of them"
+        for name, given in sources.items()
+        if len(given) > 1
+    ]
+    if missing := [name for name, given in sources.items() if not given]:
+        found.append(
+            f"no rating of {', '.join(missing)}: the ratings have {', '.join(sorted(rated)) or 'nothing'}; add ratings, "
+            "name a program in rewarder.programs, name the one that pairs train in rewarder.preference, or drop it from "
+            "rewarder.objectives"
+        )
+    if preference is not None and num_pairs == 0:
+        found.append(f"rewarder.preference {preference!r} is trained on preference pairs, and there are none")
+    return found

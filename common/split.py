@@ -1,0 +1,28 @@
+"""Which conversations are held out: one rule, so that no stage trains on what another one measures on.
+
+Called by the reward-model stage (learner/reward_data.py) and by whoever prepares data for a run. Holds no state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from common.types import Message
+
+PLACES = 2**32
+
+
+def prompt_key(messages: Sequence[Message]) -> str:
+    """A hash of the whole conversation: the same in every process and every run."""
+    text = "\x1e".join(f"{message.role}\x1f{message.content}" for message in messages)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_held_out(messages: Sequence[Message], fraction: float) -> bool:
+    """Whether a conversation falls on the held-out side, by a hash of its opening (up to the first user turn): two that
+    open alike, such as a conversation and its continuation, fall on the same side, and what a small fraction holds out
+    a larger one does too."""
+    ends = [index for index, message in enumerate(messages) if message.role == "user"]
+    opening = messages[: ends[0] + 1] if ends else messages
+    return int(prompt_key(opening)[:8], 16) < int(fraction * PLACES)

@@ -1,0 +1,43 @@
+"""What a run shows of itself without a judge: how well the reward model orders held-out pairs, and how the policy moved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from common.metrics import read_rows
+
+CHANCE = 0.5
+CURVES = {  # what is said of a step line, and its unit
+    "reward/mean": ("reward", "log-probability"),
+    "policy/kl_sequence": ("KL to the SFT policy", "nats per response"),
+    "rollout/response_tokens": ("response length", "tokens"),
+}
+
+
+def format_accuracy(report: Mapping[str, float]) -> str:
+    """Held-out pair accuracy with its interval, beside a uniform gate, length alone and chance; `report` is that of
+    rm/version_N/report.json."""
+    return (
+        f"held-out pair accuracy {report['rm/pair_accuracy']:.3f} "
+        f"[{report['rm/pair_accuracy_low']:.3f}, {report['rm/pair_accuracy_high']:.3f}] (uniform gate "
+        f"{report['rm/pair_accuracy_uniform_gate']:.3f}, length alone {report['rm/pair_accuracy_length']:.3f}, chance "
+        f"{CHANCE:.3f}; {report['rm/held_out_pairs']:.0f} pairs)"
+    )
+
+
+def summary_without_judge(directory: Path) -> list[str]:
+    """A line for the reward model that the run trained, and one for each curve from the first to the last step."""
+    lines, report = [], directory / "rm" / "version_0" / "report.json"
+    if report.is_file():
+        lines.append(f"reward model: {format_accuracy(json.loads(report.read_text())['report'])}")
+    metrics = directory / "metrics.jsonl"
+    steps = [row for row in read_rows(metrics) if row["step"] > 0] if metrics.is_file() else []
+    for key, (name, unit) in CURVES.items():
+        if steps:
+            first, last = steps[0][key], steps[-1][key]
+            lines.append(
+                f"{name}: {first:.3f} at step {steps[0]['step']}, {last:.3f} at step {steps[-1]['step']} ({unit})"
+            )
+    return lines

@@ -1,0 +1,103 @@
+"""Which preference pairs are used, and for what: limits in tokens, the held-out side, demonstrations and prompts.
+
+Called by prepare. Held out (a fifth, by common/split.py) means: not in the demonstrations, not in the loop's prompts, not
+in the tokenizer's texts; the reward-model stage draws its own line by the same rule, on the same side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import cast
+
+from transformers import PreTrainedTokenizerBase
+
+from common.data import Demonstration, PreferencePair, PromptRow
+from common.sources import DataError, fields_of, raw_rows, short
+from common.split import is_held_out, prompt_key
+from common.types import Message
+from examples.real_data.model import MAX_POSITIONS
+
+HELD_OUT = 0.2
+MAX_RESPONSE_TOKENS = 96  # its end included
+MAX_PROMPT_TOKENS = MAX_POSITIONS - MAX_RESPONSE_TOKENS  # chat template and generation prompt included
+Messages = Sequence[Message]
+
+
+def held_out(messages: Messages) -> bool:
+    return is_held_out(messages, HELD_OUT)
+
+
+def texts(pairs: Iterable[PreferencePair]) -> Iterator[str]:
+    """Everything that was said, for the tokenizer."""
+    for pair in pairs:
+        yield from (message.content for message in pair.messages)
+        yield from (pair.chosen, pair.rejected)
+
+
+def prompt_fits(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> bool:
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    ids = tokenizer.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=False)
+    return len(cast("list[int]", ids)) <= MAX_PROMPT_TOKENS
+
+
+def response_fits(tokenizer: PreTrainedTokenizerBase, response: str) -> bool:
+    return len(tokenizer.encode(response, add_special_tokens=False)) < MAX_RESPONSE_TOKENS
+
+
+def usable(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
+    """The pairs whose prompt and both responses are within the limits. Raises DataError where a side would be empty."""
+    kept = [pair for pair in pairs if _fits(tokenizer, pair)]
+    sides = sum(not held_out(pair.messages) for pair in kept), sum(held_out(pair.messages) for pair in kept)
+    if not all(sides):
+        raise DataError(
+            f"of {len(pairs)} pairs, {sides[0]} for training and {sides[1]} held out have a prompt of at most "
+            f"{MAX_PROMPT_TOKENS} tokens and responses of at most {MAX_RESPONSE_TOKENS}; both sides need some: give more "
+            "pairs, or shorter ones"
+        )
+    return kept
+
+
+def demonstrations(tokenizer: PreTrainedTokenizerBase, pairs: Iterable[PreferencePair]) -> list[Demonstration]:
+    """The chosen responses and the assistant's earlier turns of the training side, each once, where they fit."""
+    found = {
+        Demonstration(messages, response): None
+        for pair in pairs
+        if not held_out(pair.messages)
+        for messages, response in _answers(pair)
+        if response.strip() and response_fits(tokenizer, response) and prompt_fits(tokenizer, messages)
+    }
+    return list(found)
+
+
+def prompts(tokenizer: PreTrainedTokenizerBase, pairs: Iterable[PreferencePair], of_held_out: bool) -> list[PromptRow]:
+    """The distinct prompts of one side that fit."""
+    distinct = {prompt_key(pair.messages): pair.messages for pair in pairs if held_out(pair.messages) == of_held_out}
+    fitting = {key: messages for key, messages in distinct.items() if prompt_fits(tokenizer, messages)}
+    return [PromptRow(key[:16], messages, {"source": "pairs"}) for key, messages in fitting.items()]
+
+
+def questions(tokenizer: PreTrainedTokenizerBase, path: Path) -> list[PromptRow]:
+    """The first turn of each MT-bench question that fits. Raises DataError with the line that is not one."""
+    found: list[PromptRow] = []
+    for where, raw in raw_rows(str(path)):
+        turns = fields_of(raw).get("turns")
+        if not isinstance(turns, list) or not turns or not isinstance(turns[0], str) or not turns[0].strip():
+            raise DataError(f'{where}: "turns" is {short(turns)}; wanted a list of texts, the first not empty')
+        messages = (Message("user", turns[0]),)
+        if prompt_fits(tokenizer, messages):
+            found.append(PromptRow(prompt_key(messages)[:16], messages, {"source": "questions"}))
+    return found
+
+
+def _fits(tokenizer: PreTrainedTokenizerBase, pair: PreferencePair) -> bool:
+    short_enough = all(response_fits(tokenizer, response) for response in (pair.chosen, pair.rejected))
+    return short_enough and prompt_fits(tokenizer, pair.messages)
+
+
+def _answers(pair: PreferencePair) -> Iterator[tuple[tuple[Message, ...], str]]:
+    """(conversation so far, the assistant's answer), for every answer to a user in the preferred conversation."""
+    turns = (*pair.messages, Message("assistant", pair.chosen))
+    for index, turn in enumerate(turns):
+        if index and turn.role == "assistant" and turns[index - 1].role == "user":
+            yield turns[:index], turn.content
