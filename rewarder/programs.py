@@ -1,7 +1,8 @@
 """Objectives that need no human: programs that rate a response in [0, 1], for `rewarder.programs`.
 
 The reward model learns them like people's ratings, so that one model scores everything and a response is read once. Pure
-functions of the text, called by the reward-model stage on every response of the training data.
+functions of the text, called by the reward-model stage on every response of the training data. A program is only of use
+where that data has both good and bad: distinct runs of three words, say, are nearly constant in what people were shown.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from common.types import Message
 
 FREE_WORDS = 20
 MOST_WORDS = 80
-NGRAM = 3
+WINDOW_WORDS = 8
 
 
 def brevity(messages: Sequence[Message], response: str) -> float:
@@ -22,7 +23,8 @@ def brevity(messages: Sequence[Message], response: str) -> float:
 
 
 def non_repetition(messages: Sequence[Message], response: str) -> float:
-    """Share of distinct ones among the runs of NGRAM words, upper and lower case alike; 1 where there is no such run."""
+    """Share of the words that are not among the WINDOW_WORDS words before them, upper and lower case alike; 1 without a
+    word."""
     words = response.lower().split()
-    runs = [tuple(words[start : start + NGRAM]) for start in range(len(words) - NGRAM + 1)]
-    return len(set(runs)) / len(runs) if runs else 1.0
+    fresh = [word not in words[max(0, place - WINDOW_WORDS) : place] for place, word in enumerate(words)]
+    return sum(fresh) / len(fresh) if fresh else 1.0

@@ -6,6 +6,7 @@ Called by prepare. Both are ordinary Hugging Face objects, saved in their usual 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from tokenizers import AddedToken, Tokenizer
@@ -55,18 +56,20 @@ def build_tokenizer(texts: Iterable[str], vocabulary_size: int = VOCABULARY_SIZE
 
 def build_policy(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
     """A Llama with float32 parameters drawn with the seed; the caller's random state is left as it was."""
+    ids = [tokenizer.convert_tokens_to_ids(token) for token in (PAD, BOS, END)]
+    pad, bos, end = (cast(int, index) for index in ids)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=192,
-        intermediate_size=512,
+        hidden_size=128,
+        intermediate_size=384,
         num_hidden_layers=4,
-        num_attention_heads=6,
-        num_key_value_heads=6,
+        num_attention_heads=4,
+        num_key_value_heads=4,
         max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=pad,
+        bos_token_id=bos,
+        eos_token_id=end,
         dtype="float32",
     )
     with torch.random.fork_rng(devices=[]):

@@ -21,11 +21,11 @@ MARK = "ITER_RLHF_TEST_RUN"
 class Launched:
     """A running command; every process that it starts inherits its mark."""
 
-    def __init__(self, directory: Path, data: Path, *arguments: str):
+    def __init__(self, directory: Path, data: Path, *arguments: str, config: str = "tests/e2e/tiny.yaml"):
         self.mark = uuid.uuid4().hex
         self.log = directory / f"launch-{self.mark[:8]}.log"
         environment = {**os.environ, MARK: self.mark, "TINY_DATA": str(data), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "launch.py", "--config", "tests/e2e/tiny.yaml", f"run.dir={directory}", *arguments]
+        command = [sys.executable, "launch.py", "--config", config, f"run.dir={directory}", *arguments]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
 

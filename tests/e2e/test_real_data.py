@@ -1,0 +1,86 @@
+"""The whole command on real human preference pairs and real prompts, where ITER_RLHF_DATA names the folder that has them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from common.metrics import read_rows, step_names
+from tests.e2e.conftest import ROOT, Launched
+
+FOLDER = os.environ.get("ITER_RLHF_DATA")
+OBJECTIVES = ["preference", "brevity", "non_repetition"]
+STEPS = 6
+
+pytestmark = [
+    pytest.mark.skipif(
+        FOLDER is None, reason="ITER_RLHF_DATA names no folder with hh_harmless.jsonl.gz and mt_bench_questions.jsonl"
+    ),
+    pytest.mark.timeout(1500),
+]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the README's first command writes."""
+    directory = tmp_path_factory.mktemp("real")
+    command = [sys.executable, "-m", "examples.real_data", "--data", str(FOLDER), "--out", str(directory)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def launched(runs: Path, prepared: Path) -> Iterator[Launched]:
+    """One complete run."""
+    started = Launched(runs, prepared, "run.name=real", config="tests/e2e/real.yaml")
+    try:
+        assert started.wait(1200) == 0, started.log.read_text()[-4000:]
+        started.assert_gone()
+        yield started
+    finally:
+        if started.process.poll() is None:
+            started.kill()
+
+
+@pytest.fixture(scope="module")
+def run(launched: Launched, runs: Path) -> Path:
+    """Its directory."""
+    return runs / "real"
+
+
+def test_every_step_has_reward_kl_and_length(run: Path) -> None:
+    rows = read_rows(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(STEPS + 1))
+    names = ("reward/mean", "policy/kl_ref", "rollout/response_tokens", *(f"reward/{name}" for name in OBJECTIVES))
+    for row in rows[1:]:
+        assert set(step_names(OBJECTIVES)) <= set(row)
+        assert all(math.isfinite(row[name]) for name in names)
+        assert 0 < row["rollout/response_tokens"] <= 32
+    assert all(row["sync/max_logprob_diff"] <= 1e-4 for row in rows)
+    assert all(row["gold/mean"] is None for row in rows), "there is no judge"
+
+
+def test_the_reward_model_is_reported_beside_its_baselines(run: Path) -> None:
+    record = json.loads((run / "rm" / "version_0" / "report.json").read_text())
+    report = record["report"]
+    assert report["rm/held_out_pairs"] > 200
+    assert report["rm/pair_accuracy_low"] < report["rm/pair_accuracy"] < report["rm/pair_accuracy_high"]
+    assert 0.4 < report["rm/pair_accuracy_length"] < 0.6
+    assert report["rm/pair_accuracy_preference_head"] > 0
+    assert report["rm/r2/brevity"] > 0.3, "a program's ratings are learned"
+    assert len(record["calibration"]["temperatures"]) == 2
+
+
+def test_a_run_without_a_judge_says_what_is_known(launched: Launched, run: Path) -> None:
+    said = launched.log.read_text()
+    assert "reward model: held-out pair accuracy" in said and "chance 0.500" in said
+    assert f"at step {STEPS} (nats per response)" in said
+    assert json.loads((run / "evaluation.json").read_text()) == []
+    assert (run / "report.html").is_file() and (run / "export" / "policy" / "model.safetensors").is_file()
