@@ -14,7 +14,7 @@ from torch import Tensor
 
 from learner.reward_training import Features
 from rewarder.aggregate import Aggregation, combine, debias
-from rewarder.calibrate import Calibration, calibration_report, fit_temperature
+from rewarder.calibrate import Calibration, CalibrationReport, calibration_report, fit_temperature
 from rewarder.model import GatedRewardModel, RewardOutput
 
 
@@ -34,7 +34,8 @@ def calibrate(
     matrix = model.reward_transform_matrix
     combined = combine(debias(output.scores, matrix), output.gate_weights, aggregation).cpu()
     fitted = [
-        _fit_term(combined[:, m], *_labels(features, aggregation, m, preference)) for m in range(aggregation.num_terms)
+        _fit_term(_describe(model, aggregation, m), combined[:, m], *_labels(features, aggregation, m, preference))
+        for m in range(aggregation.num_terms)
     ]
     return Calibration(tuple(s for s, _ in fitted), tuple(report for _, report in fitted))
 
@@ -62,8 +63,19 @@ def _rated_pairs(features: Features, columns: list[int]) -> tuple[Tensor, Tensor
     return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2), torch.tensor(labels)
 
 
-def _fit_term(values: Tensor, pairs: Tensor, labels: Tensor):
+def _describe(model: GatedRewardModel, aggregation: Aggregation, term: int) -> str:
+    """What a term is of, for an error message."""
+    names = model.objectives
+    if aggregation.kind == "grouped":
+        names = [model.objectives[k] for k in aggregation.group_indices[term]]
+    return f"{aggregation.kind} of {', '.join(names)}"
+
+
+def _fit_term(what: str, values: Tensor, pairs: Tensor, labels: Tensor) -> tuple[float, CalibrationReport]:
     differences = values[pairs[:, 0]] - values[pairs[:, 1]]
     half = len(differences) // 2  # fitted on one half, reported on the other
-    temperature = fit_temperature(differences[:half], labels[:half])
-    return temperature, calibration_report(differences[half:], labels[half:], temperature)
+    try:
+        temperature = fit_temperature(differences[:half], labels[:half])
+        return temperature, calibration_report(differences[half:], labels[half:], temperature)
+    except ValueError as error:  # which of the terms is what the user must know
+        raise ValueError(f"calibration of the term {what}: {error}") from error

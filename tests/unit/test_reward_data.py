@@ -115,6 +115,12 @@ def test_a_conversation_and_its_continuation_fall_on_the_same_side(tokenizer) ->
     assert training and unseen and not training & unseen
 
 
+def test_a_term_that_cannot_be_calibrated_is_named() -> None:
+    pairs, backwards = torch.tensor([[0, 1]] * 4), torch.tensor([0.0, 1.0])
+    with pytest.raises(ValueError, match="calibration of the term grouped of good: the scores order 2 pairs no better"):
+        calibration._fit_term("grouped of good", backwards, pairs, torch.ones(4))
+
+
 def test_each_group_is_calibrated_on_its_own_ratings() -> None:
     nan = float("nan")
     features = Features(
