@@ -158,7 +158,7 @@ def test_a_question_without_a_first_turn_is_named(tokenizer, tmp_path: Path, row
 def test_the_configuration_fits_what_is_written() -> None:
     config = load_config(BASE.parent / "real_data.yaml")
     assert config.data.max_prompt_tokens == select.MAX_PROMPT_TOKENS
-    assert config.rewarder.max_tokens == MAX_POSITIONS
+    assert config.rewarder.max_tokens >= MAX_POSITIONS
     assert config.actors.max_response_tokens <= select.MAX_RESPONSE_TOKENS
     assert config.learner.reward_model.held_out_fraction == select.HELD_OUT, "more would hold out what SFT has seen"
 
