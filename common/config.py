@@ -156,6 +156,28 @@ class IterationConfig:
 
 
 @dataclass(frozen=True)
+class AdaptationConfig:
+    when: str
+    tier: str
+    pairs: int
+    min_pairs: int
+    level: float
+    guard_accuracy: float
+    guard_r2: float
+    steps: int
+    batch_pairs: int
+    learning_rate: float
+    replay_weight: float
+    lora_rank: int
+    gpus: float
+    threads: int
+
+    @property
+    def enabled(self) -> bool:
+        return self.when != "never"
+
+
+@dataclass(frozen=True)
 class JudgeConfig:
     function: str | None
     labeler: str | None
@@ -202,6 +224,7 @@ class Config:
     aggregation: AggregationConfig
     learner: LearnerConfig
     iteration: IterationConfig
+    adaptation: AdaptationConfig
     judge: JudgeConfig
     checkpoint: CheckpointConfig
     evaluate: EvaluateConfig

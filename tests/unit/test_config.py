@@ -11,6 +11,7 @@ from common.config_file import BASE, ConfigError, differing_keys, load_config, r
 
 CONFIGS = sorted(BASE.parent.glob("*.yaml"))
 VALID = ("aggregation.kind=final_score",)
+ADAPTS = ("adaptation.when=iteration",)
 WEIGHTED = ("aggregation.kind=weighted_sum", "rewarder.objectives=[a, b]")
 
 
@@ -88,6 +89,12 @@ def test_all_problems_come_at_once() -> None:
             ("rewarder.preference=p", "rewarder.programs={p: 'm:f'}", "rewarder.objectives=[p]"),
             "'p' also has a program",
         ),
+        (ADAPTS, "adaptation.when is iteration but there is no judge"),
+        ((*ADAPTS, "stages=[iterate]"), "there are no original pairs, on which a candidate must not get worse"),
+        ((*ADAPTS, "stages=[iterate]", "adaptation.tier=lora"), "adaptation.tier is lora but there are no ratings"),
+        ((*ADAPTS, *WEIGHTED, "aggregation.weights={a: 1}"), "aggregation.kind weighted_sum has no gate"),
+        ((*ADAPTS, "adaptation.pairs=100"), "evidence is half of at most 100 pairs"),
+        ((*ADAPTS, "iteration.steps=1"), "an iteration has 64 groups); lower it to 32 or give more pairs"),
         (("learner.ranks=3",), "not a multiple of learner.ranks 3"),
         (("learner.importance_cap=0.5",), "learner.importance_cap is 0.5; it must be a number from 1 up"),
         (("redis.capacity=100",), "below the window of 128 groups; raise it to 128"),
@@ -122,6 +129,12 @@ def test_weights_are_numbers_and_may_be_negative() -> None:
     assert config.aggregation.weights == {"a": 1.0, "b": -0.5}
     assert load_config(BASE, VALID).aggregation.weights == {}
     assert "aggregation.weights" in problems(BASE, "aggregation.weights={a: much}")[0]
+
+
+def test_adaptation_with_a_judge_and_original_pairs_is_allowed_and_never_needs_neither() -> None:
+    config = load_config(BASE, [*VALID, *ADAPTS, "judge.function=a:b"])
+    assert config.adaptation.enabled
+    assert not load_config(BASE, [*VALID, "adaptation.min_pairs=1000", "stages=[iterate]"]).adaptation.enabled
 
 
 def test_later_layers_win(write) -> None:
