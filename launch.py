@@ -16,10 +16,12 @@ from types import FrameType
 
 from common.config import STAGES, Config
 from common.config_file import ConfigError, load_config, save_config
+from common.judge import JudgeError
 from common.queue import QueueError, ServerError
 from common.sources import DataError
 from driver.checkpoint import CheckpointError
 from driver.environment import environment
+from driver.labels import LabelError
 from driver.preflight import check
 from driver.progress import fail, say
 
@@ -82,21 +84,12 @@ def write_run_files(config: Config) -> None:
 def run(config: Config, stages: list[str], cleanup: ExitStack) -> None:
     """Runs the stages; whatever happens, the roles are stopped before this returns."""
     from driver.cluster import Cluster, RoleError  # torch, ray and transformers load after the checks, not before
-    from driver.evaluation import JudgeError
     from driver.export import ExportError
     from driver.stages import StageError, run_stages
 
-    expected = (
-        RoleError,
-        StageError,
-        JudgeError,
-        ExportError,
-        CheckpointError,
-        QueueError,
-        ServerError,
-        DataError,
-        OSError,
-    )
+    failed = (RoleError, StageError, ExportError, CheckpointError, QueueError, ServerError)
+    expected = (*failed, JudgeError, LabelError, DataError, OSError)
+
     cluster = Cluster(config)
     cleanup.callback(cluster.close)
     try:

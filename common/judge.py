@@ -1,16 +1,20 @@
 """What a judge sees and says: the item to be judged, labels for training, and how a function is named in a config.
 
 Owns the records between the project and a user's judge or labeler (`judge.function`, `judge.labeler`), and the only
-place that resolves "package.module:function". Called by the driver and the stages that buy labels; holds no torch.
+place that resolves "package.module:function". Called by the driver, the stages that buy labels (driver/labels.py keeps
+those of pairs) and the reward model's adapter; holds no torch.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from common.types import Message, Prompt, Rollout
 
@@ -25,6 +29,43 @@ class JudgeItem:
     meta: dict[str, str]
     response: str
     finish_reason: str
+
+
+class JudgeError(RuntimeError):
+    """The user's judge failed."""
+
+
+Preference = Literal["first", "second", "tie"]
+
+
+@dataclass(frozen=True, slots=True)
+class PairItem:
+    """Two different responses to one prompt, to be compared. Made by `pair_item`, which fixes their order by content."""
+
+    messages: tuple[Message, ...]
+    meta: dict[str, str]
+    first: str
+    second: str
+
+    @property
+    def key(self) -> str:
+        """SHA-256 over the prompt's messages and both responses: a label belongs to content, not to when it was asked."""
+        turns = [[message.role, message.content] for message in self.messages]
+        return hashlib.sha256(json.dumps([turns, self.first, self.second]).encode()).hexdigest()
+
+    @property
+    def items(self) -> list[JudgeItem]:
+        """Both responses as a judge sees them."""
+        return [JudgeItem(self.messages, self.meta, response, "stop") for response in (self.first, self.second)]
+
+
+def pair_item(messages: tuple[Message, ...], meta: dict[str, str], response: str, other: str) -> PairItem:
+    """The pair in the order of its responses' hashes: the same whichever comes first, and a judge's liking for the first
+    place favours no kind of text. Raises ValueError where the responses are the same."""
+    if response == other:
+        raise ValueError(f"a pair needs two different responses, got twice {response[:80]!r}")
+    first, second = sorted((response, other), key=lambda text: hashlib.sha256(text.encode()).digest())
+    return PairItem(messages, meta, first, second)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +105,21 @@ def label_samples(
             {"prompt": turns, "chosen": items[a].response, "rejected": items[b].response} for a, b in labels.pairs
         ]
     return ratings, pairs
+
+
+def ask_judge(judge: Callable[[JudgeItem], dict[str, float]], item: JudgeItem) -> dict[str, float]:
+    """What judge.function says of one response. Raises JudgeError where it raises or gives no finite gold."""
+    try:
+        scores = judge(item)
+    except Exception as error:  # the user's code may raise anything; the run ends with its name
+        raise JudgeError(f"judge.function raised {type(error).__name__}: {error}, on {item.response[:80]!r}") from error
+    if "gold" not in scores:
+        raise JudgeError(f"judge.function returned {sorted(scores)}; wanted a mapping with the key 'gold'")
+    if not math.isfinite(scores["gold"]):
+        raise JudgeError(
+            f"judge.function returned gold {scores['gold']} on {item.response[:80]!r}; wanted a finite number"
+        )
+    return scores
 
 
 def load_function(spec: str) -> Callable[..., Any]:

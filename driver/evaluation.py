@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from common.config import Config
 from common.data import write_jsonl
-from common.judge import JudgeItem, load_function
+from common.judge import JudgeItem, ask_judge, load_function
 from common.metrics import read_rows
 from common.types import Prompt
 from driver.cluster import Cluster
 from driver.references import sample_prompts
-
-
-class JudgeError(RuntimeError):
-    """The user's judge failed."""
 
 
 def judge_policy(
@@ -33,20 +29,12 @@ def judge_policy(
     for prompt, (rollout,) in zip(prompts, sampled, strict=True):
         item = JudgeItem(prompt.messages, prompt.meta, rollout.response, rollout.finish_reason)
         text = prompt.messages[-1].content
-        rows.append({"prompt": text, "response": rollout.response, "meta": prompt.meta, "scores": _ask(judge, item)})
+        rows.append(
+            {"prompt": text, "response": rollout.response, "meta": prompt.meta, "scores": ask_judge(judge, item)}
+        )
     directory.mkdir(parents=True, exist_ok=True)
     write_jsonl(directory / f"step_{step}.jsonl", rows)
     return mean_gold(rows)
-
-
-def _ask(judge: Callable[[JudgeItem], dict[str, float]], item: JudgeItem) -> dict[str, float]:
-    try:
-        scores = judge(item)
-    except Exception as error:  # the user's code may raise anything; the run ends with its name
-        raise JudgeError(f"judge.function raised {type(error).__name__}: {error}, on {item.response[:80]!r}") from error
-    if "gold" not in scores:
-        raise JudgeError(f"judge.function returned {sorted(scores)}; wanted a mapping with the key 'gold'")
-    return scores
 
 
 def mean_gold(rows: Sequence[dict[str, object]]) -> float:

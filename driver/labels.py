@@ -1,60 +1,114 @@
-"""The reward model's labels, checked before any model is loaded: ratings, pairs, and what each objective learns from.
+"""labels.jsonl: what a judge said of pairs of responses, one line each, bought once.
 
-Called by the preflight. Reads rows and runs the programs on the first of them; waits for the disk only.
+Owned by driver/adaptation.py. A label is keyed by its content (prompt and both responses) and is on the disk before it is
+used, so that no run, repeated round or resume asks for it again. The file only grows; a last line that a kill tore is
+dropped when the file is opened.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
-from common.config import Config
-from common.data import PreferencePair, RatedResponse, read_pairs, read_ratings
-from common.label_sources import ProgramError, load_programs, rate, rated_objectives, wrong_sources
-from driver.findings import Findings
-from driver.inputs import is_small, read_rows
+from common.config import JudgeConfig
+from common.judge import JudgeError, JudgeItem, Labels, PairItem, Preference, ask_judge, load_function
+from driver.progress import Progress
 
-TRIED_ROWS = 100  # responses that the programs are tried on
-
-
-def check_labels(config: Config, stages: Sequence[str], findings: Findings) -> None:
-    """Ratings and pairs are well-formed, each objective has one source of labels, and the programs rate. Stage collect
-    replaces these files."""
-    if "reward_model" not in stages or "collect" in config.stages:
-        return
-    data, before = config.data, len(findings.problems)
-    pairs = read_rows("data.preferences", data.preferences, read_pairs, findings) if data.preferences else []
-    ratings = read_rows("data.ratings", data.ratings, read_ratings, findings) if data.ratings else []
-    if len(findings.problems) > before or not (data.preferences or data.ratings):
-        return  # what is wrong with the files is said already
-    _check_sources(config, ratings, pairs, findings)
-    _try_programs(config, ratings, pairs, findings)
+Ask = Callable[[PairItem], Preference]
+PREFERENCES: tuple[Preference, ...] = ("first", "second", "tie")
 
 
-def _check_sources(
-    config: Config, ratings: Sequence[RatedResponse], pairs: Sequence[PreferencePair], findings: Findings
-) -> None:
-    """Only where all rows were read: what the first ones lack, later ones may have."""
-    data, rewarder = config.data, config.rewarder
-    if rewarder.model or not rewarder.objectives:
-        return
-    if all(is_small(source) for source in (data.preferences, data.ratings) if source):
-        problems = wrong_sources(
-            rewarder.objectives, rated_objectives(ratings), rewarder.programs, rewarder.preference, len(pairs)
+class LabelError(RuntimeError):
+    """A labels file that cannot be trusted; names the line."""
+
+
+class LabelBook:
+    """The labels of one run: content key -> which response was preferred."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._known = _read(path)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def buy(self, items: Sequence[PairItem], ask: Ask) -> dict[str, Preference]:
+        """A preference for each item, by key; asks only for what is not known, and keeps each answer before the next."""
+        missing = list({item.key: item for item in items if item.key not in self._known}.values())
+        progress = Progress("judge", len(missing), "pairs")
+        for item in missing:
+            self._append(item, ask(item))
+            progress.advance(1)
+        return {item.key: self._known[item.key] for item in items}
+
+    def _append(self, item: PairItem, preferred: Preference) -> None:
+        turns = [asdict(message) for message in item.messages]
+        row = {"key": item.key, "prompt": turns, "first": item.first, "second": item.second, "preferred": preferred}
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._known[item.key] = preferred
+
+
+def make_judge(config: JudgeConfig, seed: int) -> Ask:
+    """Compares by judge.labeler (what training labels are bought from), or else by the gold of judge.function."""
+    if config.labeler is not None:
+        label = load_function(config.labeler)
+        return lambda item: _by_labeler(label, item, seed)
+    assert config.function is not None, "the configuration asks for a judge"
+    judge = load_function(config.function)
+    return lambda item: _by_gold(judge, item)
+
+
+def _by_labeler(label: Callable[[list[JudgeItem], int], Labels], item: PairItem, seed: int) -> Preference:
+    """The labeler's seed comes from the content: the same pair gets the same label, whenever it is asked for."""
+    digest = hashlib.sha256(f"{seed}\0{item.key}".encode()).digest()
+    try:
+        pairs = label(item.items, int.from_bytes(digest[:6], "big")).pairs
+    except Exception as error:  # the user's code may raise anything; the run ends with its name
+        raise JudgeError(f"judge.labeler raised {type(error).__name__}: {error}, on {item.first[:80]!r}") from error
+    balance = pairs.count((0, 1)) - pairs.count((1, 0))
+    return _preference(balance)
+
+
+def _by_gold(judge: Callable[[JudgeItem], dict[str, float]], item: PairItem) -> Preference:
+    first, second = (ask_judge(judge, response)["gold"] for response in item.items)
+    return _preference(first - second)
+
+
+def _preference(difference: float) -> Preference:
+    if difference == 0:
+        return "tie"
+    return "first" if difference > 0 else "second"
+
+
+def _read(path: Path) -> dict[str, Preference]:
+    """Key -> preference of every whole line; cuts a torn last line off the file."""
+    if not path.is_file():
+        return {}
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        os.truncate(path, len(whole))
+    return dict(_label(path, number, line) for number, line in enumerate(whole.splitlines(), 1))
+
+
+def _label(path: Path, number: int, line: bytes) -> tuple[str, Preference]:
+    try:
+        row: Any = json.loads(line)
+        key, preferred = row["key"], row["preferred"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise LabelError(
+            f"{path}:{number}: no label ({error}); wanted a JSON object with key and preferred: remove the line"
+        ) from error
+    if preferred not in PREFERENCES:
+        raise LabelError(
+            f"{path}:{number}: preferred is {preferred!r}; wanted one of {', '.join(PREFERENCES)}: remove the line"
         )
-        findings.problems.extend(problems)
-
-
-def _try_programs(
-    config: Config, ratings: Sequence[RatedResponse], pairs: Sequence[PreferencePair], findings: Findings
-) -> None:
-    try:
-        programs = load_programs(config.rewarder.programs)
-    except Exception:  # check_functions has said why; the user's module may raise anything while it is imported
-        return
-    tried = [(pair.messages, response) for pair in pairs[:TRIED_ROWS] for response in (pair.chosen, pair.rejected)]
-    tried += [(row.messages, row.response) for row in ratings[:TRIED_ROWS]]
-    try:
-        for messages, response in tried:
-            rate(programs, messages, response)
-    except ProgramError as error:
-        findings.problem(str(error))
+    return key, preferred

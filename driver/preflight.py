@@ -21,7 +21,7 @@ from driver.export import is_current
 from driver.findings import Findings
 from driver.hub import check_push
 from driver.inputs import check_data, check_functions, check_model
-from driver.labels import check_labels
+from driver.label_checks import check_labels
 from driver.placement import (
     Room,
     check_placement,

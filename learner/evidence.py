@@ -81,7 +81,8 @@ def detectable_effect(pairs: int, discordant: float, level: float) -> float:
     """The rise of accuracy that `pairs` pairs find with a power of 80 %, where the models disagree on a share `discordant`.
 
     Normal approximation: solves effect sqrt(n) = z_level sqrt(d) + z_power sqrt(d - effect^2) (Connor 1987); the exact test
-    is a little weaker. An answer above `discordant` means that no effect can be found; inf for fewer than 3 pairs, 0 at level 1."""
+    is a little weaker. An answer above `discordant` means that no effect can be found; inf for fewer than 3 pairs, 0 at
+    level 1."""
     if level >= 1:
         return 0.0
     z_level, z_power = NormalDist().inv_cdf(1 - level), NormalDist().inv_cdf(POWER)

@@ -1,0 +1,137 @@
+"""driver/labels.py and the pairs of common/judge.py: a label is bought once, whatever is killed, and keyed by content."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from common.config import JudgeConfig
+from common.judge import JudgeError, JudgeItem, Labels, PairItem, Preference, pair_item
+from common.types import Message
+from driver.labels import LabelBook, LabelError, make_judge
+
+GOLD = f"{__name__}:gold_by_length"
+LABELER = f"{__name__}:label_by_length"
+LABELER_SEEDS: list[int] = []
+
+
+def gold_by_length(item: JudgeItem) -> dict[str, float]:
+    return {"gold": float(len(item.response))}
+
+
+def label_by_length(items: list[JudgeItem], seed: int) -> Labels:
+    LABELER_SEEDS.append(seed)
+    lengths = [len(item.response) for item in items]
+    pairs = [(a, b) for a, b in ((0, 1), (1, 0)) if lengths[a] > lengths[b]]
+    return Labels([{} for _ in items], pairs)
+
+
+def gold_of_nothing(item: JudgeItem) -> dict[str, float]:
+    return {"gold": float("nan")}
+
+
+def failing(items: list[JudgeItem], seed: int) -> Labels:
+    raise KeyError("no such rater")
+
+
+def pair(prompt: str, response: str = "short", other: str = "much longer") -> PairItem:
+    return pair_item((Message("user", prompt),), {"kind": "plain"}, response, other)
+
+
+class Counter:
+    """A judge that counts and prefers the longer response; dies at the n-th question."""
+
+    def __init__(self, dies_at: int = 10**9):
+        self.asked: list[str] = []
+        self._dies_at = dies_at
+
+    def __call__(self, item: PairItem) -> Preference:
+        if len(self.asked) + 1 == self._dies_at:
+            raise KeyboardInterrupt
+        self.asked.append(item.key)
+        return "first" if len(item.first) > len(item.second) else "second"
+
+
+def config(function: str | None, labeler: str | None) -> JudgeConfig:
+    return JudgeConfig(function, labeler, None, 0, 2)
+
+
+def test_a_pair_has_one_key_whichever_response_comes_first() -> None:
+    assert pair("p", "a", "b") == pair("p", "b", "a")
+    keys = {pair("p").key, pair("q").key, pair("p", "short", "other").key}
+    assert len(keys) == 3
+
+
+def test_places_do_not_depend_on_the_alphabet() -> None:
+    firsts = [pair("p", f"a{i}", f"b{i}").first[0] for i in range(200)]
+    assert 70 < firsts.count("a") < 130
+
+
+def test_a_pair_of_equal_responses_is_refused() -> None:
+    with pytest.raises(ValueError, match="two different responses"):
+        pair("p", "same", "same")
+
+
+def test_a_label_is_bought_once(tmp_path: Path) -> None:
+    judge, items = Counter(), [pair("p"), pair("q"), pair("p")]
+    book = LabelBook(tmp_path / "labels.jsonl")
+    first = book.buy(items, judge)
+    assert len(judge.asked) == 2 and first.keys() == {item.key for item in items}
+    assert book.buy(items, judge) == first
+    assert LabelBook(tmp_path / "labels.jsonl").buy([*items, pair("r")], judge).items() >= first.items()
+    assert len(judge.asked) == 3 == len((tmp_path / "labels.jsonl").read_text().splitlines())
+
+
+def test_a_kill_in_the_middle_loses_no_label(tmp_path: Path) -> None:
+    items = [pair(f"p{i}") for i in range(5)]
+    with pytest.raises(KeyboardInterrupt):
+        LabelBook(tmp_path / "labels.jsonl").buy(items, Counter(dies_at=4))
+    judge = Counter()
+    book = LabelBook(tmp_path / "labels.jsonl")
+    assert len(book) == 3
+    book.buy(items, judge)
+    assert judge.asked == [item.key for item in items[3:]]
+
+
+def test_a_torn_last_line_is_dropped_and_the_file_goes_on_whole(tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    LabelBook(path).buy([pair("p"), pair("q")], Counter())
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    book, judge = LabelBook(path), Counter()
+    assert len(book) == 1
+    book.buy([pair("p"), pair("q")], judge)
+    assert judge.asked == [pair("q").key] and path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("line", ['{"key": "k"}', "{", '{"key": "k", "preferred": "third"}', "3"])
+def test_a_broken_line_in_the_middle_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "labels.jsonl"
+    path.write_text(f"{json.dumps({'key': 'a', 'preferred': 'tie'})}\n{line}\n")
+    with pytest.raises(LabelError, match=r"labels.jsonl:2: .*remove the line"):
+        LabelBook(path)
+
+
+@pytest.mark.parametrize("judge", [config(GOLD, None), config(None, LABELER), config(GOLD, LABELER)])
+def test_functions_of_the_judge_section_compare(judge: JudgeConfig) -> None:
+    ask = make_judge(judge, 0)
+    item = pair("p")
+    assert ask(item) == ("first" if item.first == "much longer" else "second")
+    assert ask(pair("p", "abc", "xyz")) == "tie"
+
+
+def test_the_labeler_comes_first_and_its_seed_from_the_content() -> None:
+    LABELER_SEEDS.clear()
+    for seed in (0, 0, 1):
+        make_judge(config(GOLD, LABELER), seed)(pair("p"))
+    make_judge(config(GOLD, LABELER), 0)(pair("q"))
+    assert LABELER_SEEDS[0] == LABELER_SEEDS[1] and len(set(LABELER_SEEDS)) == 3
+
+
+def test_a_failing_judge_is_named() -> None:
+    with pytest.raises(JudgeError, match="gold nan"):
+        make_judge(config(f"{__name__}:gold_of_nothing", None), 0)(pair("p"))
+    with pytest.raises(JudgeError, match="judge.labeler raised KeyError"):
+        make_judge(config(None, f"{__name__}:failing"), 0)(pair("p"))
