@@ -183,7 +183,7 @@ def _wrong_adaptation(config: Config) -> list[str]:
             "adaptation.when is iteration but there are no original pairs, on which a candidate must not get worse; "
             "set data.preferences or add stage collect"
         )
-    if adaptation.tier == "lora" and not data.ratings and not collects:
+    if adaptation.tier == "lora" and not data.ratings and not collects and not config.rewarder.programs:
         found.append(
             "adaptation.tier is lora but there are no ratings, by which the objectives keep their meaning; set "
             "data.ratings, add stage collect, or use adaptation.tier: gate"

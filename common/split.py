@@ -19,10 +19,13 @@ def prompt_key(messages: Sequence[Message]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def is_held_out(messages: Sequence[Message], fraction: float) -> bool:
-    """Whether a conversation falls on the held-out side, by a hash of its opening (up to the first user turn): two that
-    open alike, such as a conversation and its continuation, fall on the same side, and what a small fraction holds out
-    a larger one does too."""
+def opening_key(messages: Sequence[Message]) -> str:
+    """A hash of the opening (up to the first user turn): one for a conversation and its continuation."""
     ends = [index for index, message in enumerate(messages) if message.role == "user"]
-    opening = messages[: ends[0] + 1] if ends else messages
-    return int(prompt_key(opening)[:8], 16) < int(fraction * PLACES)
+    return prompt_key(messages[: ends[0] + 1] if ends else messages)
+
+
+def is_held_out(messages: Sequence[Message], fraction: float) -> bool:
+    """Whether a conversation falls on the held-out side, by a hash of its opening: two that open alike fall on the same side,
+    and what a small fraction holds out a larger one does too."""
+    return int(opening_key(messages)[:8], 16) < int(fraction * PLACES)

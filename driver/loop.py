@@ -30,7 +30,7 @@ from driver.evaluation import judge_policy
 from driver.progress import say
 from driver.publish import Publisher
 from driver.references import load_references, references_key, sample_references
-from learner.worker import aggregation_of
+from learner.calibration import aggregation_of
 
 COLLECT_S = 1.0
 HEALTH_EVERY_S = 5.0

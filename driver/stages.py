@@ -39,7 +39,7 @@ from driver.progress import Progress, say
 from driver.publish import Publisher
 from driver.references import sample_prompts
 from driver.report import write_report
-from learner.worker import Progress as LearnerProgress
+from learner.progress import Progress as LearnerProgress
 
 POLL_S = 0.5
 ROLE_STAGES = {"sft", "collect", "reward_model", "iterate", "export"}

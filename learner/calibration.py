@@ -1,21 +1,36 @@
 """The temperatures that make a reward model's terms probabilities, fitted on held-out prompts.
 
-Called by learner/worker.py at the end of stage `reward_model`; the result is part of the RM version and frozen with it.
-Each term is calibrated on labels of its own: a group on the ratings of its objectives; a group with the objective that
-pairs train (rewarder.preference), a group that nothing rates, and one score (final_score, weighted_sum) on preferences.
+Called by learner/worker.py at the end of stage `reward_model` and by learner/adapt.py for each candidate; the result is
+part of the RM version and frozen with it. Each term is calibrated on labels of its own: a group on the ratings of its
+objectives; a group with the objective that pairs train (rewarder.preference), a group that nothing rates, and one score
+(final_score, weighted_sum) on preferences.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
+from common.config import AggregationConfig, RewarderConfig
 from learner.reward_training import Features
-from rewarder.aggregate import Aggregation, combine, debias
+from rewarder.aggregate import Aggregation, combine, debias, make_aggregation
 from rewarder.calibrate import Calibration, CalibrationReport, calibration_report, fit_temperature
 from rewarder.model import GatedRewardModel, RewardOutput
+
+
+def aggregation_of(config: AggregationConfig, objectives: Sequence[str]) -> Aggregation:
+    """The configured aggregation over a reward model's objectives."""
+    return make_aggregation(
+        config.kind, config.groups, config.weights, config.weight_floor, config.probability_floor, objectives
+    )
+
+
+def preference_column(config: RewarderConfig, objectives: Sequence[str]) -> int | None:
+    """Which objective the pairs train (rewarder.preference), where there is one."""
+    return None if config.preference is None else objectives.index(config.preference)
 
 
 def outputs(model: GatedRewardModel, features: Features) -> RewardOutput:

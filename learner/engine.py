@@ -35,6 +35,11 @@ def init_process_group(rank: int, ranks: int, address: str, port: int, gpus: flo
     return torch.device("cuda", 0) if gpus else torch.device("cpu")
 
 
+def init_single_rank() -> None:
+    """A process group of one, for a role of one process that uses what is written for ranks; CPU tensors only."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
+
+
 class Engine:
     """One trainable module under DeepSpeed and AdamW. Use `engine.module` as the module; gradients are averaged over ranks,
     so a loss that is normalised by a global count is multiplied by `num_ranks()`."""

@@ -1,7 +1,7 @@
 """Ratings and pairs as one set of conversations grouped by prompt: what the reward model is trained and calibrated on.
 
-Called by learner/reward_training.py and learner/calibration.py. A response that is both rated and in a pair is one
-conversation and costs one forward pass; splits are by prompt, so that no held-out prompt was ever trained on.
+Called by learner/reward_training.py, learner/calibration.py and learner/adapt.py. A response that is both rated and in a
+pair is one conversation and costs one forward pass; splits are by prompt, so that no held-out prompt was ever trained on.
 """
 
 from __future__ import annotations

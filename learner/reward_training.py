@@ -11,7 +11,7 @@ with a Bradley-Terry term follows SMORM (2507.07375).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,12 +22,14 @@ from common.config import RewardTrainingConfig
 from learner.batch import rank_micro_batches
 from learner.engine import Engine, num_ranks, reduce_sum
 from learner.losses import bradley_terry, masked_regression
+from learner.progress import Report
 from learner.reward_data import PromptSet
 from learner.schedule import cosine
-from learner.sft import Progress
 from rewarder.aggregate import debias
 from rewarder.model import GatedRewardModel, RewardOutput
 from rewarder.scoring import Rendered, collate
+
+GATE_PAIRS = 1024  # of one update
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,12 @@ def gated_score(output: RewardOutput, matrix: Tensor) -> Tensor:
     return (debias(output.scores, matrix) * output.gate_weights).sum(-1)
 
 
+def pair_losses(output: RewardOutput, pairs: Tensor, matrix: Tensor, scale: float = 1.0) -> Tensor:
+    """Bradley-Terry on the debiased gated score over `scale`, for pairs [P, 2] of rows of the output; [P]."""
+    score = gated_score(output, matrix) / scale
+    return bradley_terry(score[pairs[:, 0]], score[pairs[:, 1]])
+
+
 def train_stage_1(
     engine: Engine,
     matrix: Tensor,
@@ -57,7 +65,7 @@ def train_stage_1(
     seed: int,
     rank: int,
     device: torch.device,
-    progress: Progress,
+    progress: Report,
 ) -> None:
     """Trains everything, prompts as units, about batch_size conversations a step; `preference` is the column of the
     objective that the pairs train, where there is one."""
@@ -109,16 +117,16 @@ def stage_1_losses(
     num_known: Tensor,
     num_pairs: int,
     column: int | None,
+    scale: float = 1.0,
 ) -> Tensor:
-    """[3]: masked MSE of the ratings, Bradley-Terry of the gated score, and of the head in `column` (0 without one), of a
+    """[3]: masked MSE of the ratings, Bradley-Terry of the gated score over `scale`, and of the head in `column` (0 without one), of a
     micro-batch with ratings [B, K] (NaN where there is none) and pairs [P, 2]; num_known [K] and num_pairs are of the whole
     batch."""
-    score, (chosen, rejected) = gated_score(output, matrix), pairs.unbind(1)
     regression = masked_regression(output.scores, ratings.nan_to_num(), ratings.isfinite(), num_known)
-    gated = bradley_terry(score[chosen], score[rejected]).sum() / num_pairs
+    gated = pair_losses(output, pairs, matrix, scale).sum() / num_pairs
     if column is None:
         return torch.stack([regression, gated, torch.zeros_like(gated)])
-    head = output.scores[:, column]
+    head, (chosen, rejected) = output.scores[:, column], pairs.unbind(1)
     return torch.stack([regression, gated, bradley_terry(head[chosen], head[rejected]).sum() / num_pairs])
 
 
@@ -152,21 +160,37 @@ def extract_features(
 
 
 def train_gate(
-    model: GatedRewardModel, features: Features, config: RewardTrainingConfig, seed: int, progress: Progress
+    model: GatedRewardModel, features: Features, config: RewardTrainingConfig, seed: int, progress: Report
 ) -> None:
     """Stage 2: the gate and its scale on cached features; small, so every rank does the same on its own copy."""
-    optimizer = torch.optim.AdamW(model.gating.parameters(), lr=config.gate_learning_rate, weight_decay=0.0)
     generator = np.random.default_rng([seed, 2])
-    size = min(1024, len(features.pairs))
-    for step in range(config.gate_steps):
-        pairs = features.pairs[generator.choice(len(features.pairs), size, replace=False)]
-        rows = pairs.flatten()
-        output = model.heads(features.prompt[rows].to(model.device), features.response[rows].to(model.device))
-        score = gated_score(output, model.reward_transform_matrix).reshape(-1, 2)
-        loss = bradley_terry(score[:, 0], score[:, 1]).mean()
+    descend_gate(
+        model, lambda: gate_loss(model, features, generator), config.gate_steps, config.gate_learning_rate, progress
+    )
+
+
+def gate_loss(
+    model: GatedRewardModel, features: Features, generator: np.random.Generator, scale: float = 1.0
+) -> Tensor:
+    """Mean Bradley-Terry loss of at most GATE_PAIRS pairs, drawn from the features."""
+    size = min(GATE_PAIRS, len(features.pairs))
+    pairs = features.pairs[generator.choice(len(features.pairs), size, replace=False)]
+    rows = pairs.flatten()
+    output = model.heads(features.prompt[rows].to(model.device), features.response[rows].to(model.device))
+    neighbours = torch.arange(len(rows), device=model.device).reshape(-1, 2)
+    return pair_losses(output, neighbours, model.reward_transform_matrix, scale).mean()
+
+
+def descend_gate(
+    model: GatedRewardModel, loss_of: Callable[[], Tensor], steps: int, learning_rate: float, progress: Report
+) -> None:
+    """AdamW on the gate and its scale alone, at a rate that falls to 0."""
+    optimizer = torch.optim.AdamW(model.gating.parameters(), lr=learning_rate, weight_decay=0.0)
+    for step in range(steps):
+        loss = loss_of()
         optimizer.zero_grad()
         loss.backward()
         for group in optimizer.param_groups:
-            group["lr"] = config.gate_learning_rate * cosine(step, config.gate_steps, 0.0)
+            group["lr"] = learning_rate * cosine(step, steps, 0.0)
         optimizer.step()
-        progress("gate", step + 1, config.gate_steps, {"preference": float(loss)})
+        progress("gate", step + 1, steps, {"preference": loss.item()})

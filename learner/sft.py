@@ -5,7 +5,7 @@ Called by learner/worker.py for stage `sft`; learns the response tokens alone, t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -18,9 +18,8 @@ from learner.batch import Row, collate, rank_micro_batches
 from learner.engine import Engine, num_ranks, reduce_sum
 from learner.logprobs import token_logprobs
 from learner.losses import masked_mean
+from learner.progress import Report
 from learner.schedule import cosine
-
-Progress = Callable[[str, int, int, dict[str, float]], None]
 
 
 def demonstration_rows(demonstrations: Sequence[Demonstration], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
@@ -52,7 +51,7 @@ def train_sft(
     seed: int,
     rank: int,
     device: torch.device,
-    progress: Progress,
+    progress: Report,
 ) -> dict[str, float]:
     """Trains for config.epochs over all rows; returns the mean loss (nats per token) of the first and last tenth."""
     total = config.epochs * -(-len(rows) // config.batch_size)

@@ -17,30 +17,21 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from common.address import QueueAddress
-from common.config import AggregationConfig, Config, LearnerConfig
+from common.config import Config, LearnerConfig
 from common.data import read_demonstrations
 from common.ledger import BatchAssembler, Ledger
 from common.types import FloatArray, IntArray, ScoredGroup
 from learner import calibration, held_out, reward_data, reward_training, sft
+from learner.calibration import aggregation_of, preference_column
 from learner.engine import Engine, freeze, init_process_group
+from learner.progress import Watched
 from learner.step_metrics import check_staleness, explain, group_metrics
 from learner.train import train_step
 from learner.weights import probe_logprobs, to_shards
-from rewarder.aggregate import Aggregation, make_aggregation
 from rewarder.debias import fit_debias
 from rewarder.model import DTYPES, GatedRewardModel
 
 READ_RECORDS = 256
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a long stage is: done of total, with the latest values."""
-
-    what: str
-    done: int
-    total: int
-    values: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -61,13 +52,12 @@ class StepResult:
     samples: list[dict[str, object]]
 
 
-class LearnerWorker:
+class LearnerWorker(Watched):
     """One DeepSpeed rank."""
 
     def __init__(self, rank: int, config: Config):
         self._rank, self._config = rank, config
         self._learner: LearnerConfig = config.learner
-        self._progress = Progress("", 0, 1, {})
         self._anchor = ""
 
     def address(self) -> tuple[str, int]:
@@ -81,13 +71,6 @@ class LearnerWorker:
         torch.set_num_threads(self._learner.threads)
         torch.manual_seed(self._config.run.seed)
         self._device = init_process_group(self._rank, self._learner.ranks, host, port, self._learner.gpus)
-
-    def progress(self) -> Progress:
-        """Of the stage in hand; an empty name before it has begun."""
-        return self._progress
-
-    def forget_progress(self) -> None:
-        self._progress = Progress("", 0, 1, {})
 
     # ---- stages -------------------------------------------------------------------------------------------------------
 
@@ -121,7 +104,7 @@ class LearnerWorker:
         if given is None:
             self._train_reward_model(model, training)
         features = reward_training.extract_features(model, unseen, budget, self._rank, self._device)
-        column = self._preference_column(model)
+        column = preference_column(config.rewarder, model.objectives)
         aggregation = aggregation_of(config.aggregation, model.objectives)
         fitted = calibration.calibrate(model, features, aggregation, column)
         model.info = replace(model.info, calibration=fitted)
@@ -137,10 +120,6 @@ class LearnerWorker:
             }
             (Path(directory) / "report.json").write_text(json.dumps(record, indent=1))
         return report
-
-    def _preference_column(self, model: GatedRewardModel) -> int | None:
-        name = self._config.rewarder.preference
-        return None if name is None else model.objectives.index(name)
 
     def _reward_model(self, policy: str) -> GatedRewardModel:
         rewarder, settings = self._config.rewarder, self._learner.reward_model
@@ -169,7 +148,7 @@ class LearnerWorker:
             matrix,
             training,
             settings,
-            self._preference_column(model),
+            preference_column(self._config.rewarder, model.objectives),
             budget,
             seed,
             self._rank,
@@ -306,22 +285,12 @@ class LearnerWorker:
         aggregation = self._config.aggregation
         return list(aggregation.groups) if aggregation.kind == "grouped" else [aggregation.kind]
 
-    def _report(self, what: str, done: int, total: int, values: dict[str, float]) -> None:
-        self._progress = Progress(what, done, total, values)
-
 
 def _host() -> str:
     """This node's address on the network: that of the route outwards (the host's name may stand for 127.0.1.1)."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("10.255.255.255", 1))  # UDP: nothing is sent
         return str(probe.getsockname()[0])
-
-
-def aggregation_of(config: AggregationConfig, objectives: Sequence[str]) -> Aggregation:
-    """The configured aggregation over a reward model's objectives."""
-    return make_aggregation(
-        config.kind, config.groups, config.weights, config.weight_floor, config.probability_floor, objectives
-    )
 
 
 def _copied(engine: Engine, dtype: torch.dtype, keep: bool):

@@ -1,0 +1,37 @@
+"""How far a long call of a role is: what the driver asks for while it waits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Report = Callable[[str, int, int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """done of total of what is in hand, with the latest values; an empty name before it has begun."""
+
+    what: str
+    done: int
+    total: int
+    values: dict[str, float]
+
+
+NOTHING = Progress("", 0, 1, {})
+
+
+class Watched:
+    """A role whose long calls say how far they are."""
+
+    _progress = NOTHING
+
+    def progress(self) -> Progress:
+        """Of the call in hand."""
+        return self._progress
+
+    def forget_progress(self) -> None:
+        self._progress = NOTHING
+
+    def _report(self, what: str, done: int, total: int, values: dict[str, float]) -> None:
+        self._progress = Progress(what, done, total, values)

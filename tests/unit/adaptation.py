@@ -1,0 +1,100 @@
+"""A small world for the tests of adaptation: a served reward model whose gate looks at the wrong objective, the judge's
+model whose gate looks at the right one, groups of samples, and original pairs on which both agree."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from common.judge import PairItem, Preference
+from common.types import Message, Prompt, Reward, Rollout, RolloutGroup, ScoredGroup
+from learner.reward_training import gated_score
+from rewarder.model import GatedRewardModel
+from rewarder.scoring import collate, render
+from tests.integration.models import WORDS, tiny_policy
+
+OBJECTIVES = ["good", "safe"]
+
+
+def served_and_judge(directory: Path) -> tuple[GatedRewardModel, GatedRewardModel, PreTrainedTokenizerBase]:
+    """(served, looks at "good"; the judge's, looks at "safe"; tokenizer)."""
+    tiny_policy(directory, 0)
+    served = GatedRewardModel.from_policy(directory, OBJECTIVES, 8, 1, 1.0, 2.0, 0).eval()
+    served.regression_layer.weight.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(0))
+    judge = copy.deepcopy(served)
+    for model, column in ((served, 0), (judge, 1)):
+        last = model.gating.layers[-1]
+        assert isinstance(last, torch.nn.Linear)
+        last.weight.data.zero_()
+        last.bias.data.fill_(-2.0)[column] = 2.0
+    return served, judge, AutoTokenizer.from_pretrained(directory)
+
+
+def scores(
+    model: GatedRewardModel, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], responses: Sequence[str]
+) -> list[float]:
+    with torch.no_grad():
+        output = model(*collate([render(tokenizer, prompt, response) for response in responses]))
+    return gated_score(output, model.reward_transform_matrix).tolist()
+
+
+def preference(judge: GatedRewardModel, tokenizer: PreTrainedTokenizerBase, item: PairItem) -> Preference:
+    first, second = scores(judge, tokenizer, item.messages, [item.first, item.second])
+    return "first" if first > second else "second"
+
+
+def group(slot: int, responses: Sequence[str], prompt: str = "", truncated: Sequence[int] = ()) -> ScoredGroup:
+    """A scored group; its scores do not matter to adaptation."""
+    text = prompt or f"{WORDS[slot % 59]} {WORDS[slot // 59 % 59]}"
+    asked = Prompt(f"p{slot}", (Message("user", text),), np.array([1, 2], dtype=np.int32), {"kind": "plain"})
+    one, nothing = np.array([4], dtype=np.int32), np.zeros(1, dtype=np.float32)
+    rollouts = tuple(
+        Rollout(response, one, nothing, "length" if i in truncated else "stop", ((0, slot // 4),))
+        for i, response in enumerate(responses)
+    )
+    reward = Reward(nothing, nothing, nothing, nothing, 0.0)
+    return ScoredGroup(RolloutGroup(slot, asked, rollouts), (reward,) * len(rollouts), 0, "none")
+
+
+def samples(count: int, responses: int = 4, seed: int = 0) -> list[ScoredGroup]:
+    """Groups with random words as responses, each prompt once."""
+    rng = np.random.default_rng(seed)
+    return [group(slot, [sentence(rng) for _ in range(responses)]) for slot in range(count)]
+
+
+def sentence(rng: np.random.Generator) -> str:
+    return " ".join(rng.choice(WORDS, rng.integers(2, 6)))
+
+
+def write_original(
+    directory: Path,
+    served: GatedRewardModel,
+    judge: GatedRewardModel,
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+) -> tuple[Path, Path]:
+    """(ratings, pairs): original data that the served model orders rightly, and the judge's too."""
+    rng, pairs, ratings = np.random.default_rng(7), [], []
+    while len(pairs) < count:
+        prompt, a, b = (Message("user", sentence(rng)),), sentence(rng), sentence(rng)
+        one, other = (
+            first - second for first, second in (scores(m, tokenizer, prompt, [a, b]) for m in (served, judge))
+        )
+        if one * other <= 0:
+            continue
+        turns = [{"role": "user", "content": prompt[0].content}]
+        chosen, rejected = (a, b) if one > 0 else (b, a)
+        pairs.append({"prompt": turns, "chosen": chosen, "rejected": rejected})
+        with torch.no_grad():
+            rated = served(*collate([render(tokenizer, prompt, a)])).scores[0].tolist()
+        noisy = dict(zip(OBJECTIVES, (np.array(rated) + rng.normal(0, 0.1, 2)).tolist(), strict=True))
+        ratings.append({"prompt": turns, "response": a, "scores": noisy})
+    for name, rows in (("ratings", ratings), ("pairs", pairs)):
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return directory / "ratings.jsonl", directory / "pairs.jsonl"

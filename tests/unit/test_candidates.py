@@ -1,0 +1,75 @@
+"""learner/candidates.py: which pairs a round judges, and on which side of the evidence they stand."""
+
+from __future__ import annotations
+
+import pytest
+
+from common.split import is_held_out
+from learner.candidates import is_evidence, judged_sets, propose
+from tests.unit.adaptation import group, samples
+
+
+def test_half_of_the_pairs_are_evidence_and_no_prompt_is_on_both_sides() -> None:
+    proposal = propose(samples(400), 100, 0.1, seed=0)
+    assert len(proposal.fit) == len(proposal.evidence) == 50
+    fitted, weighed = ({item.messages for item in side} for side in (proposal.fit, proposal.evidence))
+    assert len(fitted) == len(weighed) == 50 and not fitted & weighed
+
+
+def test_held_out_prompts_are_evidence_only() -> None:
+    prompts = [scored.group.prompt.messages for scored in samples(400)]
+    held_out = [prompt for prompt in prompts if is_held_out(prompt, 0.3)]
+    assert 80 < len(held_out) < 160 and all(is_evidence(prompt, 0.3) for prompt in held_out)
+    share = sum(is_evidence(prompt, 0.3) for prompt in prompts) / len(prompts)
+    assert share == pytest.approx(0.65, abs=0.08)
+
+
+def test_the_newest_groups_come_first() -> None:
+    groups = samples(400)
+    proposal = propose(groups, 20, 0.1, seed=0)
+    slots = {scored.group.prompt.messages: scored.group.slot for scored in groups}
+    assert min(slots[item.messages] for item in proposal.items) > 340
+    assert proposal.oldest_version == min(slots[item.messages] for item in proposal.items) // 4
+    assert propose(list(reversed(groups)), 20, 0.1, seed=0) == proposal
+
+
+def test_a_prompt_gives_one_pair_and_its_newest_group_gives_it() -> None:
+    old, new = group(3, ["w1", "w2"], prompt="w9 w9"), group(8, ["w3", "w4"], prompt="w9 w9")
+    (item,) = propose([old, new], 10, 0.1, seed=0).items
+    assert {item.first, item.second} == {"w3", "w4"} and item.meta == {"kind": "plain"}
+
+
+@pytest.mark.parametrize(
+    ("responses", "truncated"),
+    [(["w1", "w1", " w1 "], []), (["w1", "w2"], [0]), (["w1", "w2", "w1"], [1]), (["w1"], [])],
+)
+def test_equal_and_truncated_responses_make_no_pair(responses: list[str], truncated: list[int]) -> None:
+    assert propose([group(0, responses, truncated=truncated)], 10, 0.1, seed=0).items == []
+    assert propose([], 10, 0.1, seed=0).oldest_version is None
+
+
+def test_pairs_are_random_by_seed_and_the_same_when_repeated() -> None:
+    groups = samples(100, responses=8)
+    first, again, other = (propose(groups, 60, 0.1, seed) for seed in (0, 0, 1))
+    assert first == again and first != other
+    places = {
+        i for item in first.items for g in groups for i, r in enumerate(g.group.rollouts) if r.response == item.first
+    }
+    assert len(places) == 8
+
+
+def test_labels_turn_pairs_into_chosen_and_rejected_and_ties_go(tmp_path) -> None:
+    from transformers import AutoTokenizer
+
+    from tests.integration.models import tiny_policy
+
+    tiny_policy(tmp_path, 0)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    groups = [group(i, ["w1", "w2 w3"], prompt=f"w{i + 10}") for i in range(3)]
+    items = [item for g in groups for item in propose([g], 2, 0.1, seed=0).items]
+    longer = {item.key: "first" if item.first == "w2 w3" else "second" for item in items[:2]}
+    sets = judged_sets(items, {**longer, items[2].key: "tie"}, ["good"], tokenizer, 50)
+    assert len(sets) == 2 and all(len(judged.conversations) == 2 for judged in sets)
+    for judged in sets:
+        ((chosen, rejected),) = judged.pairs
+        assert len(judged.conversations[chosen].ids) == len(judged.conversations[rejected].ids) + 1
