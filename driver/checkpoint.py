@@ -1,7 +1,8 @@
 """Checkpoints as directories that are either whole or absent.
 
-`step_N/` is written aside, every file hashed into MANIFEST.json and fsynced, then renamed. The newest checkpoint is the one
-with the highest step whose manifest verifies; one that does not verify is named and stops the resume.
+`step_N/` is written aside, every file hashed into MANIFEST.json and fsynced, then renamed (versions of the reward model are
+committed the same way, without a manifest). The newest checkpoint is the one with the highest step whose manifest verifies;
+one that does not verify is named and stops the resume.
 """
 
 from __future__ import annotations
@@ -31,15 +32,19 @@ def write_checkpoint(root: Path, step: int, state: dict[str, Any], write: Callab
     (aside / STATE).write_text(json.dumps(state))
     manifest = {str(file.relative_to(aside)): _describe(file) for file in sorted(aside.rglob("*")) if file.is_file()}
     (aside / MANIFEST).write_text(json.dumps({"step": step, "files": manifest}, indent=1))
-    sync(aside / MANIFEST)
-    for directory in (aside, *(path for path in aside.rglob("*") if path.is_dir())):
-        sync(directory)
-    shutil.rmtree(final, ignore_errors=True)
-    aside.rename(final)
-    sync(root)
+    commit(aside, final)
     for old in steps(root)[:-keep]:
         shutil.rmtree(root / f"step_{old}")
     return final
+
+
+def commit(aside: Path, final: Path) -> None:
+    """Makes a directory that was written aside the one called `final`, whole, on the disk, in place of an earlier one."""
+    for path in (*aside.rglob("*"), aside):
+        sync(path)
+    shutil.rmtree(final, ignore_errors=True)
+    aside.rename(final)
+    sync(final.parent)
 
 
 def steps(root: Path) -> list[int]:
@@ -80,7 +85,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _describe(file: Path) -> dict[str, Any]:
-    sync(file)
     return {"bytes": file.stat().st_size, "sha256": _digest(file)}
 
 

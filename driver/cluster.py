@@ -19,10 +19,12 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from actors.worker import ActorWorker
 from common.config import Config
+from learner.rm_adapter import RmAdapter
 from learner.worker import LearnerWorker
 from rewarder.worker import RewarderWorker
 
 NAMESPACE = "iter-rlhf"
+Role = ActorHandle  # what other files hold of a role
 
 
 class RoleError(RuntimeError):
@@ -37,6 +39,7 @@ class Cluster:
         self.learners: list[ActorHandle] = []
         self.actors: list[ActorHandle] = []
         self.rewarders: list[ActorHandle] = []
+        self.adapters: list[ActorHandle] = []  # one, or none where the reward model is not adapted
         self._names: dict[ActorHandle, str] = {}
 
     def start(self) -> str | None:
@@ -81,6 +84,12 @@ class Cluster:
             gpus = config.rewarder.gpus
             self.rewarders.append(self._make(RewarderWorker, name, gpus, config.rewarder.threads, arguments))
 
+    def make_adapter(self) -> None:
+        """Makes the reward model's adapter: a group of its own, of one process."""
+        adaptation = self._config.adaptation
+        made = self._make(RmAdapter, "rm-adapter", adaptation.gpus, adaptation.threads, (self._config,))
+        self.adapters.append(made)
+
     def call(self, role: ActorHandle, method: str, *arguments: object, timeout_s: float | None = None) -> Any:
         """Calls one role and waits for its answer."""
         return self.wait(getattr(role, method).remote(*arguments), self._names[role], method, timeout_s)
@@ -89,7 +98,16 @@ class Cluster:
         self, roles: Sequence[ActorHandle], method: str, *arguments: object, timeout_s: float | None = None
     ) -> list[Any]:
         """Calls all roles at once with the same arguments and waits for every answer."""
-        pending = [getattr(role, method).remote(*arguments) for role in roles]
+        return self.collect(roles, self.submit(roles, method, *arguments), method, timeout_s)
+
+    def submit(self, roles: Sequence[ActorHandle], method: str, *arguments: object) -> list[ray.ObjectRef]:
+        """Begins a call on all roles; `poll` says when they have answered, `collect` what."""
+        return [getattr(role, method).remote(*arguments) for role in roles]
+
+    def collect(
+        self, roles: Sequence[ActorHandle], pending: list[ray.ObjectRef], method: str, timeout_s: float | None = None
+    ) -> list[Any]:
+        """The answers to what `submit` began, in its order."""
         return self._wait_all([self._names[role] for role in roles], pending, method, timeout_s)
 
     def scatter(self, roles: Sequence[ActorHandle], method: str, arguments: Sequence[tuple[object, ...]]) -> list[Any]:

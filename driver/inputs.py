@@ -108,6 +108,8 @@ def _check_named(config: Config, stages: set[str], findings: Findings) -> None:
 def _check_made(config: Config, stages: set[str], findings: Findings) -> None:
     """Where only some stages run now, what the others make for them is there from before."""
     for maker, (place, users) in MADE_BY.items():
+        if maker == "collect" and config.adaptation.enabled:
+            users = users | {"iterate"}  # whose rounds hold a candidate against the original data
         if maker in config.stages and maker not in stages and users & stages and not (config.run_dir / place).exists():
             findings.problem(
                 f"stage {', '.join(sorted(users & stages))} builds on stage {maker}, which is in `stages` but has made "

@@ -17,9 +17,10 @@ TRIED_ROWS = 100  # responses that the programs are tried on
 
 
 def check_labels(config: Config, stages: Sequence[str], findings: Findings) -> None:
-    """Ratings and pairs are well-formed, each objective has one source of labels, and the programs rate. Stage collect
-    replaces these files."""
-    if "reward_model" not in stages or "collect" in config.stages:
+    """Ratings and pairs are well-formed, each objective has one source of labels, and the programs rate, where a stage reads
+    them. Stage collect replaces these files."""
+    adapts = "iterate" in stages and config.adaptation.enabled
+    if not ("reward_model" in stages or adapts) or "collect" in config.stages:
         return
     data, before = config.data, len(findings.problems)
     pairs = read_rows("data.preferences", data.preferences, read_pairs, findings) if data.preferences else []

@@ -4,6 +4,8 @@
 
         admit slots (window) -> actors sample -> rewarders score -> learner trains -> weights published and verified
 
+    and at its end, where adaptation.when says so, a round of the reward model (driver/adaptation.py)
+
 Owned by driver/stages.py (stage iterate). Slots, steps and the window are defined in common/ledger.py. With max_staleness 0
 the parts take turns; with more the actors sample ahead while the rewarders score and the learner trains, and weights are
 updated under the responses in flight (docs/async.md).
@@ -25,6 +27,7 @@ from common.metrics import StepLog, step_names
 from common.queue import Queue
 from common.types import FloatArray, Prompt
 from driver import checkpoint
+from driver.adaptation import RewardModels
 from driver.cluster import Cluster, RoleError
 from driver.evaluation import judge_policy
 from driver.progress import say
@@ -40,13 +43,21 @@ NO_REFERENCES = "none"  # the reference version of an aggregation that centres o
 
 @dataclass
 class LoopState:
-    """Where the loop is; part of every checkpoint. first_slot is the current iteration's."""
+    """Where the loop is; part of every checkpoint. first_slot is the current iteration's; reward_model the adapted version
+    that serves, relative to the run's directory, empty while it is the one that the loop began with."""
 
     step: int = 0
     iteration: int = 0
     first_slot: int = 0
     ended: int = 0
     dropped: dict[int, str] = field(default_factory=dict)
+    reward_model: str = ""
+
+
+def read_loop_state(found: Path) -> LoopState:
+    """The state in a verified checkpoint."""
+    saved = checkpoint.read_state(found)
+    return LoopState(**{**saved, "dropped": {int(slot): reason for slot, reason in saved["dropped"].items()}})
 
 
 @dataclass(frozen=True)
@@ -56,17 +67,23 @@ class Paths:
     run: Path
     anchor: str
     anchor_directory: Path
-    reward_model: str
 
 
 class Loop:
     """One run of stage iterate."""
 
     def __init__(
-        self, config: Config, cluster: Cluster, queue: Queue, address: QueueAddress, paths: Paths, prompts: list[Prompt]
+        self,
+        config: Config,
+        cluster: Cluster,
+        queue: Queue,
+        address: QueueAddress,
+        paths: Paths,
+        prompts: list[Prompt],
+        reward_models: RewardModels,
     ):
         self._config, self._cluster, self._queue, self._address, self._paths = config, cluster, queue, address, paths
-        self._prompts = prompts
+        self._prompts, self._rm = prompts, reward_models
         self._publisher = Publisher(cluster, paths.anchor_directory, prompts, config.actors.sync_tolerance)
         names = step_names(config.rewarder.objectives)
         self._metrics = StepLog(paths.run / "metrics.jsonl", names)
@@ -94,13 +111,14 @@ class Loop:
     def _start(self) -> bool:
         found = checkpoint.newest(self._checkpoints)
         if found is not None:
-            saved = checkpoint.read_state(found)
-            self._state = LoopState(**{**saved, "dropped": {int(k): v for k, v in saved["dropped"].items()}})
+            self._state = read_loop_state(found)
+            self._trim()  # a kill between a checkpoint and its trimming must not show the adapter more than others saw
             say(f"resuming from {found.name}")
         self._metrics.cut(self._state.step if found else -1)
         self._samples.cut(self._state.step if found else -1)
         arguments = (self._paths.anchor, self._address, str(found.resolve()) if found else None)
         self._cluster.call_all(self._cluster.learners, "start_policy", *arguments)
+        self._rm.load(self._state.reward_model)
         self._cluster.call_all(self._cluster.rewarders, "serve", self._address)
         in_flight = self._config.iteration.max_staleness > 0
         self._cluster.call_all(self._cluster.actors, "connect", self._address, slots_per_actor(self._config), in_flight)
@@ -119,7 +137,8 @@ class Loop:
         self._sync_difference = self._publisher.policy(state.step).max_logprob_diff
         if state.step == 0:
             gold = judge_policy(self._cluster, config, self._eval_prompts, 0, self._paths.run / "evaluations")
-            self._metrics.write(0, {"gold/mean": gold, "sync/max_logprob_diff": self._sync_difference, "rm/version": 0})
+            start = {"gold/mean": gold, "sync/max_logprob_diff": self._sync_difference, "rm/version": self._rm.version}
+            self._metrics.write(0, start)
             _say_gold(0, gold)
 
     def _step(self) -> None:
@@ -138,12 +157,23 @@ class Loop:
         last_of_iteration = state.step == (state.iteration + 1) * self._config.iteration.steps
         gold = self._gold() if last_of_iteration else None
         judged = time.monotonic()
+        adapted = self._adapt() if last_of_iteration else {}
+        ended = time.monotonic()
         times = {"wait": waited - started, "train": trained - waited, "publish": published - trained}
-        times |= {"judge": judged - published, "checkpoint": self._checkpoint_s, "step": judged - started}
-        self._log({**results[0].metrics, "sync/step_size": sync.step_size}, results[0].samples, times, gold)
+        times |= {"judge": judged - published, "adapt": ended - judged, "checkpoint": self._checkpoint_s}
+        times["step"] = ended - started
+        self._log({**results[0].metrics, **adapted, "sync/step_size": sync.step_size}, results[0].samples, times, gold)
         self._checkpoint_s = 0.0
         if state.step % self._config.checkpoint.every_steps == 0 and not last_of_iteration:
             self._checkpoint()  # after the line: a resume removes lines that are ahead, and cannot make one that is missing
+
+    def _adapt(self) -> dict[str, float | None]:
+        """A round of the reward model, but for the last iteration, which nothing follows; what the step line says of it."""
+        if self._state.iteration + 1 == self._config.iteration.num:
+            return {}
+        metrics = self._rm.round(self._state.iteration, self._state.first_slot)
+        self._state.reward_model = self._rm.adapted
+        return metrics
 
     def _end_iteration(self) -> None:
         self._state.iteration += 1
@@ -224,7 +254,7 @@ class Loop:
         if not aggregation_of(self._config.aggregation, self._config.rewarder.objectives).needs_reference:
             return {}, NO_REFERENCES
         directory = self._paths.run / "references"
-        key = references_key(self._config, part, self._paths.anchor, self._paths.reward_model)
+        key = references_key(self._config, part, self._paths.anchor, self._rm.served)
         kept = load_references(directory, key)
         if kept is not None:
             return kept, key
@@ -249,10 +279,14 @@ class Loop:
         keep = self._config.checkpoint.keep
         state: dict[str, Any] = asdict(self._state)
         checkpoint.write_checkpoint(self._checkpoints, self._state.step, state, write, keep)
+        self._trim()
+        self._checkpoint_s = time.monotonic() - started
+
+    def _trim(self) -> None:
+        """Deletes the scored records that no kept checkpoint needs."""
         oldest = self._checkpoints / f"step_{checkpoint.steps(self._checkpoints)[0]}"
         cursor = checkpoint.read_json(oldest / "learner.json")["ledger"]["cursor"]
         self._queue.trim_scored(cursor)
-        self._checkpoint_s = time.monotonic() - started
 
     def _log(
         self, metrics: dict[str, Any], samples: list[dict[str, object]], times: dict[str, float], gold: float | None

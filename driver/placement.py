@@ -24,6 +24,7 @@ CHECKPOINT_BYTES = 12  # per parameter: float32 weights and two Adam moments
 ROLE_STAGES = {  # a run makes the roles that any of its stages needs, once, and keeps them to its end
     "actors": {"collect", "iterate"},
     "rewarder": {"iterate"},
+    "rm_adapter": {"iterate"},
     "learner": {"sft", "collect", "reward_model", "iterate", "export"},
 }
 
@@ -84,6 +85,8 @@ def learner_bytes(parameters: int, ranks: int, zero_stage: int, has_reference: b
 def roles_of(config: Config, stages: Sequence[str], policy: int | None, rewarder: int | None) -> list[Role]:
     """The roles that the stages start, with their estimates; `policy` and `rewarder` are parameter counts."""
     every = [_actors(config, policy), _rewarder(config, rewarder), _learner(config, policy, "iterate" in stages)]
+    if config.adaptation.enabled:
+        every.append(_adapter(config, rewarder))
     return [role for role in every if ROLE_STAGES[role.name] & set(stages)]
 
 
@@ -123,12 +126,13 @@ def plan_lines(roles: Sequence[Role], room: Room) -> list[str]:
 
 
 def disk_bytes(config: Config, stages: Sequence[str], policy: int | None, rewarder: int | None) -> float | None:
-    """What the run directory may hold: checkpoints (one more while one is written), the RM and the exports."""
+    """What the run directory may hold: checkpoints (one more while one is written), the versions of the RM, the exports."""
     if policy is None:
         return None
     checkpoints = (config.checkpoint.keep + 1) * CHECKPOINT_BYTES * policy if "iterate" in stages else 0
     sft = 4 * policy if "sft" in stages else 0
-    rm = 4 * (rewarder or policy) * len({"reward_model", "export"} & set(stages))  # the export has a copy
+    rounds = config.iteration.num - 1 if config.adaptation.enabled and "iterate" in stages else 0
+    rm = 4 * (rewarder or policy) * (rounds + ("reward_model" in stages) + ("export" in stages))  # the export has a copy
     export = 4 * policy if "export" in stages else 0
     return checkpoints + sft + rm + export
 
@@ -148,6 +152,13 @@ def _rewarder(config: Config, parameters: int | None) -> Role:
     rewarder = config.rewarder
     num_bytes = None if parameters is None else parameters * DTYPE_BYTES[rewarder.dtype]
     return Role("rewarder", rewarder.num, rewarder.gpus, rewarder.threads, num_bytes, "weights")
+
+
+def _adapter(config: Config, parameters: int | None) -> Role:
+    """A copy of the reward model during a round; low-rank updates and the gate's Adam are far below one percent of it."""
+    adaptation = config.adaptation
+    num_bytes = None if parameters is None else parameters * DTYPE_BYTES[config.rewarder.dtype]
+    return Role("rm_adapter", 1, adaptation.gpus, adaptation.threads, num_bytes, f"weights, tier {adaptation.tier}")
 
 
 def _learner(config: Config, parameters: int | None, iterates: bool) -> Role:

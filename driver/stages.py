@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -29,19 +30,19 @@ from common.queue import Queue
 from common.redis_server import EmbeddedRedis
 from common.types import Prompt
 from driver import checkpoint
+from driver.adaptation import RewardModels, served_model
 from driver.cluster import Cluster
 from driver.evaluation import format_table, gold_table
 from driver.export import Export, is_current
-from driver.loop import Loop, Paths
+from driver.long_calls import follow
+from driver.loop import Loop, Paths, read_loop_state
 from driver.measures import format_accuracy, summary_without_judge
 from driver.placement import DTYPE_BYTES, num_parameters
-from driver.progress import Progress, say
+from driver.progress import say
 from driver.publish import Publisher
 from driver.references import sample_prompts
 from driver.report import write_report
-from learner.progress import Progress as LearnerProgress
 
-POLL_S = 0.5
 ROLE_STAGES = {"sft", "collect", "reward_model", "iterate", "export"}
 
 
@@ -81,6 +82,13 @@ class Run:
             return str((self.directory / "rm" / "version_0").resolve())
         assert self.config.rewarder.model is not None, "the preflight asks for a reward model"
         return absolute(self.config.rewarder.model)
+
+    @property
+    def labelled(self) -> tuple[str | None, str | None]:
+        """The files of ratings and pairs that the reward model is made from: collected, or brought."""
+        if "collect" in self.config.stages:
+            return str(_collected(self, "ratings")), str(_collected(self, "preferences"))
+        return self.config.data.ratings, self.config.data.preferences
 
     def prompts(self, source: str, limit: int | None = None) -> list[Prompt]:
         """A prompt file through the policy's chat template."""
@@ -128,6 +136,8 @@ def _make_roles(run: Run, todo: Sequence[str]) -> None:
         run.engines = run.cluster.make_actors(model)
     if "iterate" in todo:
         run.cluster.make_rewarders()
+    if "iterate" in todo and run.config.adaptation.enabled:
+        run.cluster.make_adapter()
     run.cluster.make_learners()
 
 
@@ -155,11 +165,8 @@ def run_collect(run: Run) -> None:
 
 
 def run_reward_model(run: Run) -> None:
-    data, collected = run.config.data, "collect" in run.config.stages
-    ratings = str(_collected(run, "ratings")) if collected else data.ratings
-    pairs = str(_collected(run, "preferences")) if collected else data.preferences
     target = run.directory / "rm" / "version_0"
-    report = _on_learners(run, "reward_model", run.anchor, ratings, pairs, str(target.resolve()))
+    report = _on_learners(run, "reward_model", run.anchor, *run.labelled, str(target.resolve()))
     say(f"  {format_accuracy(report)}")
 
 
@@ -170,10 +177,10 @@ def run_iterate(run: Run) -> None:
     held_out = run.prompts(data.eval_prompts, config.evaluate.prompts) if data.eval_prompts else []
     queue, address = _open_queue(run)
     run.await_engines()
-    revision = None if Path(run.reward_model).is_dir() else config.rewarder.revision
-    run.cluster.call_all(run.cluster.rewarders, "load", run.reward_model, revision)
-    paths = Paths(run.directory, run.anchor, run.anchor_directory, run.reward_model)
-    loop = Loop(config, run.cluster, queue, address, paths, prompts)
+    models = RewardModels(config, run.cluster, run.directory, run.reward_model)
+    models.connect(address, *run.labelled)
+    paths = Paths(run.directory, run.anchor, run.anchor_directory)
+    loop = Loop(config, run.cluster, queue, address, paths, prompts, models)
     loop.run(held_out)
     run.policy_loaded = True
     dead = [{"slot": d.slot, "stage": d.stage, "reason": d.reason} for d in queue.dead_letters()]
@@ -199,13 +206,14 @@ def run_export(run: Run) -> None:
     if is_current(run.directory):
         export.write_cards()
     else:
-        step, parameters = _load_policy(run), num_parameters(run.anchor_directory)
+        newest, parameters = _load_policy(run), num_parameters(run.anchor_directory)
         size = parameters and parameters * DTYPE_BYTES[run.config.policy.dtype]
+        state = read_loop_state(newest)
         export.write(
-            step,
+            state.step,
             lambda aside: cluster.call_all(cluster.learners, "export", str(aside.resolve())),
             size,
-            run.reward_model,
+            served_model(run.directory, run.reward_model, state.reward_model),
         )
     export.push()
 
@@ -229,7 +237,10 @@ SECTIONS = {
     "sft": (("policy",), ("demonstrations",)),
     "collect": (("policy", "judge"), ("prompts",)),
     "reward_model": (("policy", "rewarder", "aggregation"), ("ratings", "preferences")),
-    "iterate": (("policy", "rewarder", "aggregation", "learner", "iteration", "actors"), ("prompts", "eval_prompts")),
+    "iterate": (
+        ("policy", "rewarder", "aggregation", "learner", "iteration", "adaptation", "actors"),
+        ("prompts", "eval_prompts"),
+    ),
     "evaluate": (("evaluate",), ()),
     "export": ((), ()),
     "report": (("report",), ()),
@@ -240,30 +251,20 @@ SECTIONS = {
 
 
 def _on_learners(run: Run, method: str, *arguments: object) -> dict[str, float]:
-    """Calls a long method on every rank, showing rank 0's progress until all have answered; rank 0's answer."""
-    cluster, shown, progress = run.cluster, "", Progress("", 1, "")
-    cluster.call(cluster.learners[0], "forget_progress")
-    pending = [getattr(learner, method).remote(*arguments) for learner in cluster.learners]
-    while not cluster.poll(cluster.learners, pending, method, POLL_S):
-        now: LearnerProgress = cluster.call(cluster.learners[0], "progress")
-        if not now.what:
-            continue
-        if now.what != shown:
-            shown, progress = now.what, Progress(now.what, now.total, "steps")
-        progress.reach(now.done, now.values)
-    return cluster.wait(pending[0], "learner-0", method, None)
+    """Calls a long method on every rank; rank 0's answer."""
+    return follow(run.cluster, run.cluster.learners, method, *arguments)
 
 
-def _load_policy(run: Run) -> int:
-    """The newest checkpoint's step, with its policy in the learners."""
+def _load_policy(run: Run) -> Path:
+    """The newest checkpoint, with its policy in the learners."""
     steps = checkpoint.steps(run.directory / "checkpoints")
     if not steps:
         raise StageError("there is no checkpoint to export; run stage iterate first")
+    newest = (run.directory / "checkpoints" / f"step_{steps[-1]}").resolve()
     if not run.policy_loaded:
-        newest = (run.directory / "checkpoints" / f"step_{steps[-1]}").resolve()
         checkpoint.verify(newest)
         run.cluster.call_all(run.cluster.learners, "load_policy", run.anchor, str(newest))
-    return steps[-1]
+    return newest
 
 
 def _open_queue(run: Run) -> tuple[Queue, QueueAddress]:

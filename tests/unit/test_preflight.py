@@ -279,6 +279,32 @@ def test_gpus_that_are_missing_or_too_small(check: Check, monkeypatch: pytest.Mo
     assert any("learner needs 149.6 GiB on each GPU" in line for line in found)
 
 
+ADAPTS = (
+    "adaptation.when=iteration",
+    "judge.function=math:sqrt",
+    "data.preferences=pairs.jsonl",
+    "rewarder.dtype=bfloat16",
+)
+
+
+def test_the_adapter_is_in_the_plan_and_its_data_are_checked(check: Check, tmp_path: Path) -> None:
+    pair = '{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
+    Path("pairs.jsonl").write_text(pair)
+    make_model(tmp_path / "large", shape=SHAPE)
+    report = check(*ADAPTS, "rewarder.model=large", "run.dir=/dev/shm")
+    (line,) = [line for line in report.plan if line.startswith("rm_adapter")]
+    assert "15.0 GiB" in line and "weights, tier gate" in line
+    Path("pairs.jsonl").write_text(pair + "broken\n")
+    assert "data.preferences: pairs.jsonl:2" in only(check(*ADAPTS))
+
+
+def test_a_round_needs_what_stage_collect_made(check: Check) -> None:
+    collecting = ("stages=[collect,iterate,export,report]", "judge.labeler=math:sqrt")
+    assert check(*collecting).problems == []
+    problem = only(check("adaptation.when=iteration", *collecting))
+    assert "stage iterate builds on stage collect" in problem and "collected/ratings.jsonl" in problem
+
+
 def test_versions_outside_their_pins(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"torch": "2.12.0", "ray": "2.60.0", "deepspeed": "0.19.4", "transformers": "5.19.0"}
     monkeypatch.setattr(environment, "installed", versions.get)

@@ -1,0 +1,130 @@
+"""The reward model in place, and the rounds that may replace it (law 6: a candidate must prove itself).
+
+    propose (adapter: pairs of the policy's newest samples) -> judge (labels.jsonl) -> fit (adapter: candidate, decision)
+      accepted:  rm/version_N is renamed into place whole, the rewarders load it between groups, and the references of
+                 the next iteration are taken under it
+      discarded: rm/rejected_iteration_I.json says why; what serves stays as it was
+
+Owned by driver/loop.py, called at the end of an iteration; waits for the judge. A round that a kill cut off is done again
+with the same labels: only a checkpoint says which version serves, and a version directory that none names is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from common.address import QueueAddress
+from common.config import Config
+from common.judge import PairItem
+from driver.checkpoint import commit
+from driver.cluster import Cluster
+from driver.labels import LabelBook, make_judge
+from driver.long_calls import follow
+from driver.progress import say
+from learner.evidence import Decision
+
+METRICS = (
+    "pair_accuracy",
+    "onpolicy_accuracy",
+    "candidate_pair_accuracy",
+    "candidate_onpolicy_accuracy",
+    "p_value",
+    "evidence_pairs",
+)
+
+
+class RewardModels:
+    """Which reward model serves: `first` (a directory or Hub id), or the adapted version of the run that `load` names."""
+
+    def __init__(self, config: Config, cluster: Cluster, run: Path, first: str):
+        self._config, self._cluster, self._run, self._first = config, cluster, run, first
+        self.adapted = ""  # relative to the run's directory; empty while the first one serves
+        self.version = 0
+
+    @property
+    def served(self) -> str:
+        """The directory (or Hub id) of the model in place."""
+        return served_model(self._run, self._first, self.adapted)
+
+    def load(self, adapted: str) -> None:
+        """Puts a version in place in every rewarder, between groups; "" is the first one."""
+        self.adapted = adapted
+        answers = self._cluster.call_all(self._cluster.rewarders, "load", self.served, self._revision())
+        self.version = int(answers[0])
+
+    def connect(self, address: QueueAddress, ratings: str | None, pairs: str | None) -> None:
+        """Gives the adapter, if there is one, the scored stream and the original data."""
+        self._cluster.call_all(self._cluster.adapters, "connect", address, ratings, pairs)
+
+    def round(self, iteration: int, first_slot: int) -> dict[str, float | None]:
+        """One round on the samples since first_slot; the names of the step line. Nothing where nothing is adapted."""
+        adapters = self._cluster.adapters
+        if not adapters:
+            return {}
+        say(f"  reward model round {iteration + 1}")
+        items: Sequence[PairItem] = follow(self._cluster, adapters, "propose", iteration, first_slot)
+        book = LabelBook(self._run / "labels.jsonl")
+        preferences = book.buy(items, make_judge(self._config.judge, self._config.run.seed))
+        aside = self._run / "rm" / "candidate"
+        shutil.rmtree(aside, ignore_errors=True)
+        arguments = (preferences, self.served, self._revision(), self.version + 1, str(aside.resolve()))
+        decision: Decision = follow(self._cluster, adapters, "fit", *arguments)
+        self._keep(decision, iteration, aside)
+        return _metrics(decision)
+
+    def _keep(self, decision: Decision, iteration: int, aside: Path) -> None:
+        """Commits and serves an accepted candidate, or writes down why there is none."""
+        final = self._run / "rm" / f"version_{self.version + 1}"
+        rejected = self._run / "rm" / f"rejected_iteration_{iteration + 1}.json"
+        record = self._record(decision, iteration)
+        if decision.accepted:
+            (aside / "decision.json").write_text(record)
+            commit(aside, final)
+            rejected.unlink(missing_ok=True)
+            self.load(str(final.relative_to(self._run)))
+        else:
+            shutil.rmtree(final, ignore_errors=True)  # of an accepted round that was killed before its checkpoint
+            _write(rejected, record)
+        outcome = f"version {self.version} serves" if decision.accepted else f"discarded, version {self.version} stays"
+        say(f"  {outcome}: {decision.reason}")
+
+    def _record(self, decision: Decision, iteration: int) -> str:
+        """decision.json: what was decided, on what, by which rules."""
+        values = {
+            "accepted": decision.accepted,
+            "reason": decision.reason,
+            "iteration": iteration + 1,
+            "served_version": self.version,
+            "candidate_version": self.version + 1,
+            "numbers": decision.numbers,
+            "adaptation": asdict(self._config.adaptation),
+        }
+        return json.dumps(values, indent=1)
+
+    def _revision(self) -> str | None:
+        """Pinned for a Hub id; a directory has none."""
+        return None if Path(self.served).is_dir() else self._config.rewarder.revision
+
+
+def served_model(run: Path, first: str, adapted: str) -> str:
+    """The model that a loop's state names: the adapted version, or the first one where that is empty."""
+    return str((run / adapted).resolve()) if adapted else first
+
+
+def _metrics(decision: Decision) -> dict[str, float | None]:
+    """rm/* of a step line; the accuracies without `candidate_` are those of the model that served up to here."""
+    found = {f"rm/{name}": decision.numbers.get(name) for name in METRICS}
+    return {**found, "rm/accepted": float(decision.accepted)}
+
+
+def _write(path: Path, text: str) -> None:
+    """A file that is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".tmp")
+    aside.write_text(text)
+    os.replace(aside, path)
