@@ -172,7 +172,7 @@ def _wrong_label_sources(programs: dict[str, str], preference: str | None, objec
 def _wrong_adaptation(config: Config) -> list[str]:
     """Why the reward model could not be adapted: nobody to prove it, nothing to hold it, too few pairs to decide."""
     adaptation, judge, data, collects = config.adaptation, config.judge, config.data, "collect" in config.stages
-    found, groups = [], config.iteration.steps * config.learner.groups_per_step
+    found = []
     if not judge.labeler and not judge.function:
         found.append(
             "adaptation.when is iteration but there is no judge: a candidate may serve only if labels of fresh samples "
@@ -190,12 +190,26 @@ def _wrong_adaptation(config: Config) -> list[str]:
         )
     if adaptation.tier == "gate" and config.aggregation.kind == "weighted_sum":
         found.append("adaptation.tier is gate but aggregation.kind weighted_sum has no gate; use adaptation.tier: lora")
-    if 2 * adaptation.min_pairs > (most := min(adaptation.pairs, groups)):
+    seen = _seen_groups(config)
+    if 2 * adaptation.min_pairs > (most := min(adaptation.pairs, seen)):
         found.append(
             f"adaptation.min_pairs is {adaptation.min_pairs} and evidence is half of at most {most} pairs (adaptation.pairs "
-            f"{adaptation.pairs}; an iteration has {groups} groups); lower it to {most // 2} or give more pairs"
+            f"{adaptation.pairs}; an iteration's end sees {seen} groups, those since the oldest checkpoint kept); lower it to "
+            f"{most // 2}, or raise adaptation.pairs, checkpoint.every_steps or checkpoint.keep"
         )
     return found
+
+
+def _seen_groups(config: Config) -> int:
+    """Groups of the current iteration that the scored stream still holds at its end, in the iteration where they are fewest:
+    what the oldest checkpoint kept does not need is trimmed."""
+    steps, every, keep = config.iteration.steps, config.checkpoint.every_steps, config.checkpoint.keep
+    fewest = steps
+    for end in range(steps, steps * config.iteration.num, steps):
+        written = {end - 1 - (end - 1) % span - i * span for span in (every, steps) for i in range(keep)}
+        kept = sorted(step for step in written if step > 0)[-keep:]
+        fewest = min(fewest, end - max([end - steps, *kept[:1]]))
+    return fewest * config.learner.groups_per_step
 
 
 def _get(config: Config, key: str) -> Any:

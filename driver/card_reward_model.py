@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCardData
 
@@ -44,9 +45,11 @@ print((scores @ model.reward_transform_matrix) @ gate)   # one number for each r
 
 
 def reward_model_card(facts: Facts, directory: Path) -> str:
-    """README.md of export/reward_model; `directory` holds the model's config.json and, where it has one, report.json."""
+    """README.md of export/reward_model; `directory` holds the model's config.json and, where it has them, report.json and
+    the decision.json of an adapted version."""
     config, stored = facts.config, json.loads((directory / "config.json").read_text())
     report = read_reward_model(directory / "report.json", facts.files.settings.terms)
+    decision = _read_decision(directory / "decision.json")
     objectives = stored.get("objectives") or config.rewarder.objectives
     values = {
         "name": repo_name(config, 1, "export/reward_model"),
@@ -66,12 +69,13 @@ def reward_model_card(facts: Facts, directory: Path) -> str:
         f"# {config.run.name}: reward model",
         f"A gated reward model in the layout of ArmoRM: a decoder, a linear head for each of {len(objectives)} objectives "
         "(read at the response's last token), and a gate that weighs them (read at the prompt's last token, so a response "
-        f"cannot move it). It is version {stored.get('rm_version', 0)}; the policy of this run was trained against it.",
+        f"cannot move it). It is version {stored.get('rm_version', 0)}; the policy of this run was trained against it"
+        + (" at the end, and against earlier ones before." if decision else "."),
         "## How to load it\n\nWith the code of iter-rlhf (generic loaders would give it random heads):\n\n"
         + code(REWARD_MODEL_CODE.format(**values)),
         "## Objectives\n\nIn the order of the columns of `scores`.\n\n"
         + _objectives(config, objectives, report, stored),
-        "## How good it is\n\n" + _held_out(report),
+        "## How good it is\n\n" + (_adapted(decision) if decision else _held_out(report)),
         "## How it was trained\n\n" + table(["setting", "value"], _reward_model_settings(config)),
         "## Limits\n\n" + bullets(_reward_model_limits(report)),
         versions(facts),
@@ -90,6 +94,19 @@ def _objectives(config: Config, names: Sequence[str], report: RewardModel | None
         else "`reward_transform_matrix` is as the model came with it; this run named no verbosity objective."
     )
     return table(["column", "objective", "group", "held-out R2 of its ratings"], rows) + "\n\n" + debias
+
+
+def _read_decision(path: Path) -> dict[str, Any] | None:
+    """Why an adapted version was accepted (driver/adaptation.py); None for version 0."""
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _adapted(decision: Mapping[str, Any]) -> str:
+    return (
+        f"It was adapted from version {decision['served_version']} to the policy's own samples at the end of iteration "
+        f"{decision['iteration']} (tier {decision['adaptation']['tier']}), and accepted on labels that it was not fitted on, before "
+        f"and after: {decision['reason']}. `decision.json` has every number."
+    )
 
 
 def _held_out(report: RewardModel | None) -> str:

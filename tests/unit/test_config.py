@@ -94,7 +94,9 @@ def test_all_problems_come_at_once() -> None:
         ((*ADAPTS, "stages=[iterate]", "adaptation.tier=lora"), "adaptation.tier is lora but there are no ratings"),
         ((*ADAPTS, *WEIGHTED, "aggregation.weights={a: 1}"), "aggregation.kind weighted_sum has no gate"),
         ((*ADAPTS, "adaptation.pairs=100"), "evidence is half of at most 100 pairs"),
-        ((*ADAPTS, "iteration.steps=1"), "an iteration has 64 groups); lower it to 32 or give more pairs"),
+        ((*ADAPTS, "iteration.steps=1"), "an iteration's end sees 64 groups"),
+        ((*ADAPTS, "iteration.steps=21"), "sees 64 groups, those since the oldest checkpoint kept); lower it to 32"),
+        ((*ADAPTS, "checkpoint.every_steps=1", "adaptation.min_pairs=65"), "sees 128 groups"),
         (("learner.ranks=3",), "not a multiple of learner.ranks 3"),
         (("learner.importance_cap=0.5",), "learner.importance_cap is 0.5; it must be a number from 1 up"),
         (("redis.capacity=100",), "below the window of 128 groups; raise it to 128"),
@@ -132,7 +134,9 @@ def test_weights_are_numbers_and_may_be_negative() -> None:
 
 
 def test_adaptation_with_a_judge_and_original_pairs_is_allowed_and_never_needs_neither() -> None:
-    config = load_config(BASE, [*VALID, *ADAPTS, "judge.function=a:b"])
+    judged = [*VALID, *ADAPTS, "judge.function=a:b"]
+    assert load_config(BASE, [*judged, "iteration.steps=25"]).adaptation.enabled  # of 25 steps, 5 are after step 20
+    config = load_config(BASE, judged)
     assert config.adaptation.enabled
     assert not load_config(BASE, [*VALID, "adaptation.min_pairs=1000", "stages=[iterate]"]).adaptation.enabled
 
