@@ -212,7 +212,7 @@ def test_low_rank_updates_start_at_nothing_and_merge_into_plain_layers(tmp_path:
 
 def test_low_rank_updates_of_a_bfloat16_backbone_keep_its_dtype(tmp_path: Path) -> None:
     model, _, tokenizer = served_and_judge(tmp_path)
-    model.backbone.to(torch.bfloat16)
+    model.backbone = cast(Any, model.backbone).to(torch.bfloat16)
     add_lora(model.backbone, 2, seed=0)
     model(*collate([render(tokenizer, samples(1)[0].group.prompt.messages, "w1")])).scores.sum().backward()
     merge_lora(model.backbone)
@@ -244,7 +244,7 @@ def test_the_scale_follows_the_scores(tmp_path: Path, factor: float) -> None:
     """Scores that differ by hundredths, as those of released models, are brought to the same logits."""
     served, _, tokenizer = served_and_judge(tmp_path)
     items = propose(samples(60), 60, 0.1, seed=0).items
-    said = {item.key: preference(served, tokenizer, item) for item in items}
+    said: dict[str, Preference] = {item.key: preference(served, tokenizer, item) for item in items}
     for item in items[::3]:
         said[item.key] = "first" if said[item.key] == "second" else "second"
     sets = judged_sets(items, said, OBJECTIVES, tokenizer, 50)

@@ -69,7 +69,8 @@ def test_labels_turn_pairs_into_chosen_and_rejected_and_ties_go(tmp_path) -> Non
     groups = [group(i, ["w1", "w2 w3"], prompt=f"w{i + 10}") for i in range(3)]
     items = [item for g in groups for item in propose([g], 2, 0.1, seed=0).items]
     said: dict[str, Preference] = {item.key: "first" if item.first == "w2 w3" else "second" for item in items[:2]}
-    sets = judged_sets(items, said | {items[2].key: "tie"}, ["good"], tokenizer, 50)
+    said[items[2].key] = "tie"
+    sets = judged_sets(items, said, ["good"], tokenizer, 50)
     assert len(sets) == 2 and all(len(judged.conversations) == 2 for judged in sets)
     for judged in sets:
         ((chosen, rejected),) = judged.pairs
