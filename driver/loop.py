@@ -116,9 +116,9 @@ class Loop:
             say(f"resuming from {found.name}")
         self._metrics.cut(self._state.step if found else -1)
         self._samples.cut(self._state.step if found else -1)
+        self._rm.load(self._state.reward_model)
         arguments = (self._paths.anchor, self._address, str(found.resolve()) if found else None)
         self._cluster.call_all(self._cluster.learners, "start_policy", *arguments)
-        self._rm.load(self._state.reward_model)
         self._cluster.call_all(self._cluster.rewarders, "serve", self._address)
         in_flight = self._config.iteration.max_staleness > 0
         self._cluster.call_all(self._cluster.actors, "connect", self._address, slots_per_actor(self._config), in_flight)

@@ -54,13 +54,15 @@ class Data:
 @dataclass(frozen=True)
 class Method:
     """How a candidate is fitted: the configured settings, the weight of the replayed ratings, the column of the objective
-    that the original pairs train (where there is one), the budget of a pass."""
+    that the original pairs train (where there is one), the budget of a pass, and whether tier lora computes activations
+    twice to keep fewer."""
 
     settings: AdaptationConfig
     regression_weight: float
     preference: int | None
     micro_batch_tokens: int
     seed: int
+    gradient_checkpointing: bool = False
 
     @property
     def rules(self) -> Rules:
@@ -141,6 +143,9 @@ def fit_lora(
     model.requires_grad_(False)
     parameters = [*add_lora(model.backbone, settings.lora_rank, method.seed), *model.gating.parameters()]
     model.gating.requires_grad_(True)
+    if method.gradient_checkpointing:
+        model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        model.backbone.train()  # transformers checkpoints in training mode only
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
     for step in range(settings.steps):
         optimizer.zero_grad()
@@ -155,6 +160,8 @@ def fit_lora(
         optimizer.step()
         report("lora", step + 1, settings.steps, {"preference": loss})
     merge_lora(model.backbone)
+    model.backbone.gradient_checkpointing_disable()
+    model.eval()
 
 
 def accumulate(

@@ -98,7 +98,8 @@ def decide(evidence: Evidence, served: Standing, candidate: Standing, rules: Rul
     failed = _failures(numbers, served, candidate, rules)
     accuracies = f"fresh pairs {numbers['onpolicy_accuracy']:.3f} -> {numbers['candidate_onpolicy_accuracy']:.3f}"
     original = f"original pairs {served.accuracy:.3f} -> {candidate.accuracy:.3f}"
-    test = f"p = {numbers['p_value']:.3g} on {len(evidence.served)} pairs"
+    power = f"which find a rise of {numbers['detectable_effect']:.3f} with a power of {POWER:.0%}"
+    test = f"p = {numbers['p_value']:.3g} on {len(evidence.served)} pairs, {power}"
     reason = f"{accuracies} ({test}), {original}" + "".join(f"; {failure}" for failure in failed)
     finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
     return Decision(not failed, reason, finite)
@@ -129,10 +130,7 @@ def _failures(numbers: dict[str, float], served: Standing, candidate: Standing, 
     if numbers["evidence_pairs"] < rules.min_pairs:
         failed.append(f"{numbers['evidence_pairs']:.0f} pairs of evidence, {rules.min_pairs} wanted")
     if not numbers["p_value"] <= rules.level:
-        failed.append(
-            f"not shown to be better at level {rules.level:g} (a rise of {numbers['detectable_effect']:.3f} would be found "
-            f"with a power of {POWER:.0%})"
-        )
+        failed.append(f"not shown to be better at level {rules.level:g}")
     if not (fall := served.accuracy - candidate.accuracy) <= rules.guard_accuracy:
         failed.append(f"the accuracy on original pairs falls by {fall:.3f}, the guard is {rules.guard_accuracy:g}")
     for name, value in served.r2.items():

@@ -75,8 +75,8 @@ class RmAdapter(Watched):
         data = self._data(preferences, model.objectives, tokenizer)
         learner = self._config.learner
         seed, weight = self._seed(self._iteration), learner.reward_model.regression_weight
-        preference = preference_column(self._rewarder, model.objectives)
-        method = Method(self._settings, weight, preference, learner.micro_batch_tokens, seed)
+        preference, checkpointing = preference_column(self._rewarder, model.objectives), learner.gradient_checkpointing
+        method = Method(self._settings, weight, preference, learner.micro_batch_tokens, seed, checkpointing)
         aggregation = aggregation_of(self._config.aggregation, model.objectives)
         decision = adapt(model, data, aggregation, method, self._report)
         if decision.accepted:

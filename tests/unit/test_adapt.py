@@ -232,11 +232,17 @@ def test_the_lora_fit_lowers_its_loss_and_leaves_the_heads(tmp_path: Path) -> No
     )
     model, seen = copy.deepcopy(served), []
     settings = config("adaptation.steps=12", "adaptation.batch_pairs=32").adaptation
-    fit_lora(model, sets, sets[:4], Method(settings, 10.0, 400, 0), 1.0, lambda *values: seen.append(values[3]))
+    fit_lora(model, sets, sets[:4], Method(settings, 10.0, None, 400, 0), 1.0, lambda *values: seen.append(values[3]))
     assert seen[-1]["preference"] < 0.8 * seen[0]["preference"]
     changed = {n for n, value in model.state_dict().items() if not torch.equal(value, served.state_dict()[n])}
     assert all("self_attn" in name or name.startswith("gating.") for name in changed)
     assert any("self_attn.q_proj.weight" in name for name in changed)
+    twice = copy.deepcopy(served)
+    method = Method(settings, 10.0, None, 400, 0, gradient_checkpointing=True)
+    fit_lora(twice, sets, sets[:4], method, 1.0, lambda *_: None)
+    assert not twice.backbone.training
+    for name, value in twice.state_dict().items():
+        torch.testing.assert_close(value, model.state_dict()[name], msg=name, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("factor", [0.01, 1.0])

