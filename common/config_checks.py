@@ -170,23 +170,13 @@ def _wrong_label_sources(programs: dict[str, str], preference: str | None, objec
 
 
 def _wrong_adaptation(config: Config) -> list[str]:
-    """Why the reward model could not be adapted: nobody to prove it, nothing to hold it, too few pairs to decide."""
-    adaptation, judge, data, collects = config.adaptation, config.judge, config.data, "collect" in config.stages
-    found = []
+    """Why the reward model could not be adapted: nobody to prove it, nothing to hold it, no gate, too few pairs."""
+    adaptation, judge = config.adaptation, config.judge
+    found = _nothing_to_hold(config)
     if not judge.labeler and not judge.function:
         found.append(
             "adaptation.when is iteration but there is no judge: a candidate may serve only if labels of fresh samples "
             "prove it better; set judge.labeler or judge.function, or adaptation.when: never"
-        )
-    if not data.preferences and not collects:
-        found.append(
-            "adaptation.when is iteration but there are no original pairs, on which a candidate must not get worse; "
-            "set data.preferences or add stage collect"
-        )
-    if adaptation.tier == "lora" and not data.ratings and not collects and not config.rewarder.programs:
-        found.append(
-            "adaptation.tier is lora but there are no ratings, by which the objectives keep their meaning; set "
-            "data.ratings, add stage collect, or use adaptation.tier: gate"
         )
     if adaptation.tier == "gate" and config.aggregation.kind == "weighted_sum":
         found.append("adaptation.tier is gate but aggregation.kind weighted_sum has no gate; use adaptation.tier: lora")
@@ -196,6 +186,24 @@ def _wrong_adaptation(config: Config) -> list[str]:
             f"adaptation.min_pairs is {adaptation.min_pairs} and evidence is half of at most {most} pairs (adaptation.pairs "
             f"{adaptation.pairs}; an iteration's end sees {seen} groups, those since the oldest checkpoint kept); lower it to "
             f"{most // 2}, or raise adaptation.pairs, checkpoint.every_steps or checkpoint.keep"
+        )
+    return found
+
+
+def _nothing_to_hold(config: Config) -> list[str]:
+    """Which original data are missing, on which a candidate must not get worse."""
+    data, found = config.data, []
+    if "collect" in config.stages:
+        return found
+    if not data.preferences:
+        found.append(
+            "adaptation.when is iteration but there are no original pairs, on which a candidate must not get worse; "
+            "set data.preferences or add stage collect"
+        )
+    if config.adaptation.tier == "lora" and not data.ratings:
+        found.append(
+            "adaptation.tier is lora but there are no ratings, by which the objectives keep their meaning; set "
+            "data.ratings, add stage collect, or use adaptation.tier: gate"
         )
     return found
 

@@ -140,20 +140,15 @@ def fit_lora(
 ) -> None:
     """Trains low-rank updates of the attention, and the gate; the updates are then merged into the weights."""
     settings, generator = method.settings, np.random.default_rng([method.seed, 2])
-    model.requires_grad_(False)
-    parameters = [*add_lora(model.backbone, settings.lora_rank, method.seed), *model.gating.parameters()]
-    model.gating.requires_grad_(True)
-    if method.gradient_checkpointing:
-        model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
-        model.backbone.train()  # transformers checkpoints in training mode only
+    parameters = _trainable(model, method)
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+    budget = method.micro_batch_tokens
     for step in range(settings.steps):
         optimizer.zero_grad()
-        judged = _draw(fresh, settings.batch_pairs, generator)
-        loss = accumulate(model, judged, 1.0, 0.0, None, scale, method.micro_batch_tokens)
-        replayed = _draw(original, settings.batch_pairs, generator)
+        judged, replayed = (_draw(sets, settings.batch_pairs, generator) for sets in (fresh, original))
+        loss = accumulate(model, judged, 1.0, 0.0, None, scale, budget)
         weights = settings.replay_weight, method.regression_weight
-        accumulate(model, replayed, *weights, method.preference, scale, method.micro_batch_tokens)
+        accumulate(model, replayed, *weights, method.preference, scale, budget)
         torch.nn.utils.clip_grad_norm_(parameters, GRAD_CLIP)
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * cosine(step, settings.steps, 0.03)
@@ -162,6 +157,17 @@ def fit_lora(
     merge_lora(model.backbone)
     model.backbone.gradient_checkpointing_disable()
     model.eval()
+
+
+def _trainable(model: GatedRewardModel, method: Method) -> list[torch.nn.Parameter]:
+    """The low-rank updates, which are put in place, and the gate; all else is frozen."""
+    model.requires_grad_(False)
+    updates = add_lora(model.backbone, method.settings.lora_rank, method.seed)
+    model.gating.requires_grad_(True)
+    if method.gradient_checkpointing:
+        model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        model.backbone.train()  # transformers checkpoints in training mode only
+    return [*updates, *model.gating.parameters()]
 
 
 def accumulate(
