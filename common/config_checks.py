@@ -200,7 +200,7 @@ def _nothing_to_hold(config: Config) -> list[str]:
             "adaptation.when is iteration but there are no original pairs, on which a candidate must not get worse; "
             "set data.preferences or add stage collect"
         )
-    if config.adaptation.tier == "lora" and not data.ratings:
+    if config.adaptation.tier == "lora" and not data.ratings and not config.rewarder.programs:
         found.append(
             "adaptation.tier is lora but there are no ratings, by which the objectives keep their meaning; set "
             "data.ratings, add stage collect, or use adaptation.tier: gate"
