@@ -209,6 +209,7 @@ class ExportConfig:
 @dataclass(frozen=True)
 class ReportConfig:
     samples_per_step: int
+    tensorboard: bool
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 STEP_NAMES = (
+    "iteration",
+    "policy/version",
     "reward/mean",
     "policy/kl_ref",
     "policy/entropy",

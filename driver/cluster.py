@@ -1,7 +1,7 @@
 """The Ray side of a run: starts or joins Ray, makes the role actors, calls them, and leaves nothing behind.
 
-Owned by launch.py; the only importer of ray. Roles are plain classes; here they become named Ray actors. Every call has a
-deadline and a name, so that an error or a silence says whose it is.
+Owned by launch.py; the only importer of ray but driver/gauges.py. Roles are plain classes; here they become named Ray actors,
+`<run>/actor-0` in the dashboard. Every call has a deadline and a name, so that an error or a silence says whose it is.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any, cast
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorAlreadyExistsError, GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from actors.worker import ActorWorker
 from common.config import Config
+from driver.gauges import Gauges
 from learner.rm_adapter import RmAdapter
 from learner.worker import LearnerWorker
 from rewarder.worker import RewarderWorker
@@ -41,6 +42,7 @@ class Cluster:
         self.rewarders: list[ActorHandle] = []
         self.adapters: list[ActorHandle] = []  # one, or none where the reward model is not adapted
         self._names: dict[ActorHandle, str] = {}
+        self.gauges = Gauges(config.run.name, config.rewarder.objectives)
 
     def start(self) -> str | None:
         """Starts Ray on this machine, or joins cluster.address; returns the dashboard's URL if there is one."""
@@ -54,7 +56,14 @@ class Cluster:
         else:
             context = ray.init(address=cluster.address, **shared)
         signal.signal(signal.SIGTERM, on_sigterm)  # ray.init puts its own there, which aborts without cleaning up
+        self.gauges.start()
         return cast("str | None", context.dashboard_url) or None
+
+    def metrics_url(self) -> str:
+        """Where this node's Ray metrics are scraped, the run's gauges among them."""
+        here = ray.get_runtime_context().get_node_id()
+        node = next(node for node in ray.nodes() if node["NodeID"] == here)
+        return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
     def make_learners(self) -> None:
         """Makes the learner ranks and joins them in one process group."""
@@ -159,6 +168,7 @@ class Cluster:
         """Stops every role and, if this run started it, Ray."""
         if not ray.is_initialized():
             return
+        self.gauges.close()
         for actor in self.actors:
             ray.wait([actor.stop.remote()], timeout=10)
         for role in self._names:
@@ -168,13 +178,19 @@ class Cluster:
     def _make(self, role: type, name: str, gpus: float, threads: int, arguments: tuple[object, ...]) -> ActorHandle:
         environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         options = {
-            "name": f"{self._config.run.name}-{name}",
+            "name": f"{self._config.run.name}/{name}",
             "num_gpus": gpus,
             "num_cpus": threads if self._config.cluster.address else 0,
             "max_concurrency": 16 if role is ActorWorker else 4,
             "runtime_env": {"env_vars": environment},
         }
-        handle: Any = ray.remote(role).options(**options).remote(*arguments)
+        try:
+            handle: Any = ray.remote(role).options(**options).remote(*arguments)
+        except ActorAlreadyExistsError as error:
+            raise RoleError(
+                f"this cluster already has a role {options['name']}: a run named {self._config.run.name!r} is working here. "
+                "Stop it or choose another run.name; the roles of a run that was just killed end within a minute."
+            ) from error
         self._names[handle] = name
         return handle
 

@@ -23,7 +23,7 @@ from actors.prompts import shard
 from common.address import QueueAddress
 from common.config import Config
 from common.ledger import Ledger, window_end
-from common.metrics import StepLog, step_names
+from common.metrics import StepLog
 from common.queue import Queue
 from common.types import FloatArray, Prompt
 from driver import checkpoint
@@ -33,6 +33,7 @@ from driver.evaluation import judge_policy
 from driver.progress import say
 from driver.publish import Publisher
 from driver.references import load_references, references_key, sample_references
+from driver.step_lines import StepLines
 from learner.calibration import aggregation_of
 
 COLLECT_S = 1.0
@@ -85,8 +86,6 @@ class Loop:
         self._config, self._cluster, self._queue, self._address, self._paths = config, cluster, queue, address, paths
         self._prompts, self._rm = prompts, reward_models
         self._publisher = Publisher(cluster, paths.anchor_directory, prompts, config.actors.sync_tolerance)
-        names = step_names(config.rewarder.objectives)
-        self._metrics = StepLog(paths.run / "metrics.jsonl", names)
         self._samples = StepLog(paths.run / "samples.jsonl")
         self._checkpoints = paths.run / "checkpoints"
         self._state, self._admitted, self._tokens = LoopState(), 0, (0.0, 0.0)
@@ -114,8 +113,10 @@ class Loop:
             self._state = read_loop_state(found)
             self._trim()  # a kill between a checkpoint and its trimming must not show the adapter more than others saw
             say(f"resuming from {found.name}")
-        self._metrics.cut(self._state.step if found else -1)
-        self._samples.cut(self._state.step if found else -1)
+        last_step = self._state.step if found else -1
+        objectives, tensorboard = self._config.rewarder.objectives, self._config.report.tensorboard
+        self._lines = StepLines(self._paths.run, objectives, last_step, self._cluster.gauges, tensorboard)
+        self._samples.cut(last_step)
         self._rm.load(self._state.reward_model)
         arguments = (self._paths.anchor, self._address, str(found.resolve()) if found else None)
         self._cluster.call_all(self._cluster.learners, "start_policy", *arguments)
@@ -137,8 +138,8 @@ class Loop:
         self._sync_difference = self._publisher.policy(state.step).max_logprob_diff
         if state.step == 0:
             gold = judge_policy(self._cluster, config, self._eval_prompts, 0, self._paths.run / "evaluations")
-            start = {"gold/mean": gold, "sync/max_logprob_diff": self._sync_difference, "rm/version": self._rm.version}
-            self._metrics.write(0, start)
+            measured = {"gold/mean": gold, "sync/max_logprob_diff": self._sync_difference}
+            self._lines.write(0, {**self._place(), **measured, "rm/version": self._rm.version})
             _say_gold(0, gold)
 
     def _step(self) -> None:
@@ -297,10 +298,13 @@ class Loop:
         depths = {f"queue/{name}": depth for name, depth in self._queue.depths().items()}
         named = {f"time/{part}_s": seconds for part, seconds in times.items()}
         extra = {"gold/mean": gold, "sync/max_logprob_diff": self._sync_difference, "rollout/tokens_per_s": speed}
-        self._metrics.write(self._state.step, {**metrics, **depths, **extra, **named})
+        self._lines.write(self._state.step, {**self._place(), **metrics, **depths, **extra, **named})
         for sample in samples:
             self._samples.write(self._state.step, sample)
         self._say_step(metrics, times["step"])
+
+    def _place(self) -> dict[str, int]:
+        return {"iteration": self._state.iteration + 1, "policy/version": self._state.step}
 
     def _say_step(self, metrics: dict[str, Any], seconds: float) -> None:
         total = self._config.iteration.num * self._config.iteration.steps

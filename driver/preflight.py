@@ -36,8 +36,8 @@ from driver.services import check_cluster, check_redis
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 QUEUE_STAGES = {"iterate"}
-# What a resumed run may change, since no number depends on it: where its services are, where its models go
-FREE_ON_RESUME = ("cluster.", "redis.url", "redis.password_env", "export.")
+# What a resumed run may change, since no number depends on it: where its services are, where its models go, what is shown
+FREE_ON_RESUME = ("cluster.", "redis.url", "redis.password_env", "export.", "report.tensorboard")
 
 
 @dataclass(frozen=True, slots=True)

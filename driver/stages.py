@@ -130,8 +130,8 @@ def _needs_roles(run: Run, stage: str) -> bool:
 def _make_roles(run: Run, todo: Sequence[str]) -> None:
     model = run.config.policy.model
     assert model is not None, "the preflight asks for a policy"
-    url = run.cluster.start()
-    say(f"Ray dashboard: http://{url}" if url else "Ray dashboard: off (cluster.dashboard)")
+    dashboard = run.cluster.start()
+    say("\n".join(_where_to_watch(run, dashboard)))
     if {"collect", "iterate"} & set(todo):
         run.engines = run.cluster.make_actors(model)
     if "iterate" in todo:
@@ -139,6 +139,14 @@ def _make_roles(run: Run, todo: Sequence[str]) -> None:
     if "iterate" in todo and run.config.adaptation.enabled:
         run.cluster.make_adapter()
     run.cluster.make_learners()
+
+
+def _where_to_watch(run: Run, dashboard: str | None) -> list[str]:
+    lines = [f"Ray dashboard: http://{dashboard}" if dashboard else "Ray dashboard: off (cluster.dashboard)"]
+    lines.append(f"Ray metrics: {run.cluster.metrics_url()}")
+    if run.config.report.tensorboard:
+        lines.append(f"TensorBoard: tensorboard --logdir {run.directory / 'tensorboard'}")
+    return [*lines, "how to watch a run: docs/watching.md"]
 
 
 # ---- stages -----------------------------------------------------------------------------------------------------------

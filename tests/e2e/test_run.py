@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -19,9 +20,11 @@ from actors.engine import Engine
 from common.config_file import load_config
 from common.metrics import read_rows, step_names
 from common.types import FloatArray
+from driver.series import HELP, PREFIX, series_of
 from learner.logprobs import token_logprobs
 from rewarder.model import GatedRewardModel
 from tests.e2e.conftest import Launched
+from tests.scrape import scrape_until
 
 Launch = Callable[..., Launched]
 OBJECTIVES = ["correct", "cover", "polite", "brief", "safe", "fluent", "verbose"]
@@ -143,6 +146,23 @@ def ready_made(first: Path) -> list[str]:
     """Overrides for a run that brings its policy and reward model: those of the first run."""
     models = [f"policy.model={first}/sft", f"rewarder.model={first}/rm/version_0"]
     return [*models, "stages=[iterate,evaluate,report]"]
+
+
+def test_every_value_of_a_step_line_is_scraped_while_the_run_works(first: Path, launch: Launch, runs: Path) -> None:
+    run = launch("run.name=watched", *ready_made(first), "iteration.num=1", "iteration.steps=60")
+    run.wait_for("step 1/60")
+    url = re.findall(r"^Ray metrics: (\S+)$", run.log.read_text(), re.M)[0]
+    assert f"TensorBoard: tensorboard --logdir {runs}/watched/tensorboard" in run.log.read_text()
+    names = {"step", *step_names(OBJECTIVES)}
+    found = scrape_until(url, "watched", lambda found: found.keys() >= {series_of(n, OBJECTIVES) for n in names})
+    run.kill(signal.SIGTERM)
+    rows = read_rows(runs / "watched" / "metrics.jsonl")
+    series = {series_of(name, OBJECTIVES): [row.get(name) for row in rows] for row in rows for name in row}
+    assert all(value in series[key] for key, value in found.items())
+    assert {key.metric.removeprefix(PREFIX) for key in series} == set(HELP), (
+        "describe a new name, draw it in grafana.json"
+    )
+    run.assert_gone()
 
 
 def test_killed_and_resumed_is_bit_identical_and_nothing_survives_the_kill(

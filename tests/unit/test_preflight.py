@@ -188,7 +188,7 @@ def test_resume(check: Check) -> None:
     Path("runs/run").mkdir(parents=True)
     save_config(load_config(BASE, GOOD), Path("runs/run/config.yaml"))
     assert check(resume=True).problems == []
-    assert check("cluster.dashboard=false", resume=True).problems == []
+    assert check("cluster.dashboard=false", "report.tensorboard=false", resume=True).problems == []
     assert "it differs in learner.learning_rate, run.seed:" in only(
         check("run.seed=3", "learner.learning_rate=1", resume=True)
     )

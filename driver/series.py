@@ -1,0 +1,90 @@
+"""The names of a step line's values outside the run: metrics with tags, as Ray hands them to Prometheus.
+
+`policy/entropy` is the metric iter_rlhf_policy_entropy, before which Ray puts `ray_`. A name that holds an objective's or a
+term's own name becomes a tag of one metric, so that a panel or an alert need not know the run's objectives. Pure; called by
+driver/gauges.py. A name that is added to the step line is described here and drawn in configs/grafana.json.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+PREFIX = "iter_rlhf_"
+TERM = "reward/term/"
+
+# What each metric says, without its prefix
+HELP = {
+    "step": "Steps trained",
+    "iteration": "The iteration that is running, from 1; 0 before the first",
+    "policy_version": "The policy version that every engine was proven to hold",
+    "rm_version": "The reward model's version",
+    "reward_mean": "Mean reward, as trained on",
+    "reward_group_std": "Mean standard deviation of the reward among the responses to one prompt",
+    "reward_gated_score": "Mean raw score, weighted by the gate",
+    "reward_objective": "Mean raw score of an objective",
+    "reward_term": "Mean term of the aggregation, before its weight",
+    "gate_objective": "Mean gate weight of an objective",
+    "gold_mean": "Mean gold on held-out prompts, where last judged",
+    "policy_kl_ref": "KL to the reference, nats per token",
+    "policy_kl_sequence": "KL to the reference, nats per response",
+    "policy_entropy": "Entropy of the policy, nats per token",
+    "policy_clip_frac": "Share of response tokens whose ratio was outside the clip",
+    "policy_ratio_mean": "Mean probability ratio of learner to engine",
+    "policy_rollout_logprob_gap": "Mean |learner - engine| log-prob of sampled tokens, nats",
+    "policy_loss": "Loss per update",
+    "policy_grad_norm": "Gradient norm before clipping",
+    "rollout_tokens_per_s": "Tokens sampled per second that an engine was busy",
+    "rollout_response_tokens": "Mean tokens of a response",
+    "rollout_truncated_frac": "Share of responses that hit max_response_tokens",
+    "staleness_mean": "Mean policy versions between sampling and training",
+    "staleness_max": "Most policy versions between sampling and training",
+    "queue_work": "Slots in the work stream",
+    "queue_rollouts": "Groups in the rollouts stream",
+    "queue_scored": "Groups in the scored stream, trained ones included until they are trimmed",
+    "queue_dead": "Dead letters",
+    "sync_max_logprob_diff": "Largest |learner - engine| log-prob on the probe after a publication, nats",
+    "sync_step_size": "Largest change of the learner's log-probs on the probe since the version before, nats",
+    "time_wait_s": "Seconds of the step waiting for a whole batch",
+    "time_train_s": "Seconds of the step training",
+    "time_publish_s": "Seconds of the step publishing and verifying weights",
+    "time_judge_s": "Seconds of the step judging held-out responses",
+    "time_checkpoint_s": "Seconds of the checkpoint before the step",
+    "time_step_s": "Seconds of the step, without its checkpoint",
+}
+
+# What is 0 before the first step. The usual advice is to start every series with 0; but a reward, an entropy or a gold of 0
+# was never measured, and would trip the alerts that watch for a fall. Those series begin with their first measurement.
+AT_THE_START = dict.fromkeys(
+    ("step", "iteration", "policy/version", "rm/version", "queue/work", "queue/rollouts", "queue/scored", "queue/dead"),
+    0.0,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A metric's name and the tags that it has beside `run`; a metric always has the same tag keys."""
+
+    metric: str
+    tags: tuple[tuple[str, str], ...] = ()
+
+
+def series_of(name: str, objectives: Collection[str]) -> Series:
+    """Where a value of the step line goes."""
+    kind, _, rest = name.partition("/")
+    if kind in ("reward", "gate") and rest in objectives:
+        return Series(f"{PREFIX}{kind}_objective", (("objective", rest),))
+    if name.startswith(TERM):
+        return Series(f"{PREFIX}reward_term", (("term", name.removeprefix(TERM)),))
+    return Series(PREFIX + name.replace("/", "_"))
+
+
+def measured(values: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers among a step line's values: null was not measured, and NaN is no point of a curve."""
+    return {name: float(value) for name, value in values.items() if _is_finite(value)}
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,0 +1,69 @@
+"""driver/cluster.py and driver/gauges.py with a real local Ray: named roles, and a step line's way to Prometheus."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+from ray.util import list_named_actors
+
+from common.config_file import BASE, load_config
+from common.metrics import step_names
+from driver.cluster import NAMESPACE, Cluster, RoleError
+from driver.gauges import Gauges
+from driver.series import Series, series_of
+from tests.scrape import scrape, scrape_until
+
+OBJECTIVES = ["correct", "safe"]
+
+
+def make(run: str) -> Cluster:
+    settings = [f"run.name={run}", "rewarder.objectives=[correct, safe]", "aggregation.kind=final_score"]
+    return Cluster(load_config(BASE, [*settings, "cluster.dashboard=false"]))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A local Ray without its dashboard: metrics are exported all the same."""
+    started = make("watched")
+    assert started.start() is None
+    yield started
+    started.close()
+    assert not ray.is_initialized()
+
+
+def test_every_name_of_a_step_line_is_scraped_with_its_value_and_run(cluster: Cluster) -> None:
+    cluster.gauges.write(1, dict.fromkeys(step_names(OBJECTIVES), -1.0))
+    line = {name: 0.5 + index for index, name in enumerate(step_names(OBJECTIVES))}
+    cluster.gauges.write(2, {**line, "policy/loss": math.nan, "sync/step_size": None, "reward/term/safety": 9.5})
+    wanted = {series_of(name, OBJECTIVES): value for name, value in line.items()}
+    wanted |= {Series("iter_rlhf_step"): 2.0, Series("iter_rlhf_reward_term", (("term", "safety"),)): 9.5}
+    assert scrape_until(cluster.metrics_url(), "watched", lambda found: found == wanted) == wanted
+
+
+def test_a_value_lasts_through_a_long_step(cluster: Cluster) -> None:
+    """The second series shows what the repeat is for; if it stays, Ray repeats by itself: remove the thread of Gauges."""
+    url, repeated, once = cluster.metrics_url(), Gauges("long-step", []), Gauges("no-repeat", [], repeat_s=3600)
+    for exported in (repeated, once):
+        exported.start()
+        exported.write(1, {})
+    for run in ("long-step", "no-repeat"):
+        scrape_until(url, run, bool)
+    scrape_until(url, "no-repeat", lambda found: not found)
+    assert scrape(url, "long-step") == {Series("iter_rlhf_step"): 1.0}
+    repeated.close()
+    once.close()
+
+
+def test_roles_are_named_by_their_run_and_two_runs_of_a_name_do_not_mix(cluster: Cluster) -> None:
+    other, same = make("other"), make("watched")
+    cluster.make_rewarders()
+    other.make_rewarders()
+    alive: list[Any] = list_named_actors(all_namespaces=True)
+    names = {actor["name"] for actor in alive if actor["namespace"] == NAMESPACE}
+    assert names == {"watched/rewarder-0", "other/rewarder-0"}
+    with pytest.raises(RoleError, match=r"already has a role watched/rewarder-0.*choose another run\.name"):
+        same.make_rewarders()
