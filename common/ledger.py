@@ -23,9 +23,16 @@ class LedgerError(ValueError):
     """A ledger that contradicts itself, or a change that would end a slot twice."""
 
 
-def window_end(ended: int, max_staleness: int, groups_per_step: int) -> int:
-    """Slots n < window_end may start when `ended` slots were trained and published, or dropped."""
-    return ended + (max_staleness + 1) * groups_per_step
+def window_end(trained: int, dropped: Iterable[int], max_staleness: int, groups_per_step: int) -> int:
+    """Slots n < window_end may start when `trained` slots were trained and published and the slots `dropped` were dropped:
+    those with fewer than trained + (max_staleness + 1) * groups_per_step surviving slots before them. A drop makes room
+    above itself only: after a resume the scored stream may hold drops of slots far ahead."""
+    end = trained + (max_staleness + 1) * groups_per_step
+    for slot in sorted(dropped):
+        if slot >= end:
+            break
+        end += 1
+    return end
 
 
 class Ledger:

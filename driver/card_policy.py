@@ -151,7 +151,7 @@ def _policy_limits(facts: Facts) -> list[str]:
     found = ["One run with one seed: intervals, where there are any, are over prompts and say nothing of other seeds."]
     if report is not None:
         found.append(
-            f"Its reward model orders {fixed(report.accuracy)} of {report.pairs:.0f} held-out pairs as their labels do; "
+            f"Its reward model orders {fixed(report.accuracy.mean)} of {report.pairs:.0f} held-out pairs as their labels do; "
             "where it errs, the policy has learned the error."
         )
     found.append(

@@ -25,7 +25,7 @@ from driver.card_parts import (
     versions,
 )
 from driver.report_data import NAN, RewardModel
-from driver.report_html import fixed, number
+from driver.report_html import fixed, interval, number
 from driver.report_read import read_reward_model
 
 REWARD_MODEL_CODE = """
@@ -104,8 +104,8 @@ def _read_decision(path: Path) -> dict[str, Any] | None:
 def _adapted(decision: Mapping[str, Any]) -> str:
     return (
         f"It was adapted from version {decision['served_version']} to the policy's own samples at the end of iteration "
-        f"{decision['iteration']} (tier {decision['adaptation']['tier']}), and accepted on labels that it was not fitted on, before "
-        f"and after: {decision['reason']}. `decision.json` has every number."
+        f"{decision['iteration']} (tier {decision['adaptation']['tier']}), and accepted on labels that it was not fitted on, "
+        f"before and after: {decision['reason']}. `decision.json` has every number."
     )
 
 
@@ -113,8 +113,9 @@ def _held_out(report: RewardModel | None) -> str:
     if report is None:
         return "This run did not measure it: it was given ready-made."
     pairs = [
-        ("pair accuracy", fixed(report.accuracy)),
+        ("pair accuracy", interval(report.accuracy)),
         ("pair accuracy with a uniform gate", fixed(report.uniform_accuracy)),
+        ("pair accuracy by length alone", fixed(report.length_accuracy)),
         ("held-out pairs", number(report.pairs)),
         ("held-out prompts", number(report.prompts)),
     ]
@@ -156,7 +157,7 @@ def _reward_model_limits(report: RewardModel | None) -> list[str]:
     weak = [f"{name} ({fixed(value)})" for name, value in report.r2.items() if value < 0.2] if report else []
     if weak:
         found.append(f"It explains little of the ratings of {', '.join(weak)} on held-out prompts (R2 below 0.2).")
-    if report is not None and not report.accuracy > report.uniform_accuracy:
+    if report is not None and not report.accuracy.mean > report.uniform_accuracy:
         found.append("On held-out pairs its gate is no better than equal weights.")
     return [
         *found,

@@ -190,7 +190,8 @@ class Loop:
         steps_before = state.iteration * config.iteration.steps
         last = state.first_slot + config.iteration.steps * config.learner.groups_per_step + dropped
         assert state.step >= steps_before, "an iteration's steps follow those of the one before"
-        end = min(window_end(state.ended, config.iteration.max_staleness, config.learner.groups_per_step), last)
+        trained, staleness = state.ended - len(state.dropped), config.iteration.max_staleness
+        end = min(window_end(trained, state.dropped, staleness, config.learner.groups_per_step), last)
         if end > self._admitted:
             self._queue.admit(range(self._admitted, end))
             self._admitted = end
@@ -319,7 +320,7 @@ def slots_per_actor(config: Config) -> int:
     """Slots that an actor holds at once: its share of the window, and no more than twice what fills its engine (the places
     of short responses are free before their group is whole). The share of a step is one closed batch."""
     actors, staleness = config.actors, config.iteration.max_staleness
-    share = -(-window_end(0, staleness, config.learner.groups_per_step) // actors.num)
+    share = -(-window_end(0, (), staleness, config.learner.groups_per_step) // actors.num)
     return share if staleness == 0 else min(share, 2 * -(-actors.max_num_seqs // actors.responses_per_prompt))
 
 

@@ -132,7 +132,9 @@ def disk_bytes(config: Config, stages: Sequence[str], policy: int | None, reward
     checkpoints = (config.checkpoint.keep + 1) * CHECKPOINT_BYTES * policy if "iterate" in stages else 0
     sft = 4 * policy if "sft" in stages else 0
     rounds = config.iteration.num - 1 if config.adaptation.enabled and "iterate" in stages else 0
-    rm = 4 * (rewarder or policy) * (rounds + ("reward_model" in stages) + ("export" in stages))  # the export has a copy
+    rm = (
+        4 * (rewarder or policy) * (rounds + ("reward_model" in stages) + ("export" in stages))
+    )  # the export has a copy
     export = 4 * policy if "export" in stages else 0
     return checkpoints + sft + rm + export
 

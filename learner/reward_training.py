@@ -119,9 +119,9 @@ def stage_1_losses(
     column: int | None,
     scale: float = 1.0,
 ) -> Tensor:
-    """[3]: masked MSE of the ratings, Bradley-Terry of the gated score over `scale`, and of the head in `column` (0 without one), of a
-    micro-batch with ratings [B, K] (NaN where there is none) and pairs [P, 2]; num_known [K] and num_pairs are of the whole
-    batch."""
+    """[3]: masked MSE of the ratings, Bradley-Terry of the gated score over `scale`, and of the head in `column` (0 without
+    one), of a micro-batch with ratings [B, K] (NaN where there is none) and pairs [P, 2]; num_known [K] and num_pairs are of
+    the whole batch."""
     regression = masked_regression(output.scores, ratings.nan_to_num(), ratings.isfinite(), num_known)
     gated = pair_losses(output, pairs, matrix, scale).sum() / num_pairs
     if column is None:

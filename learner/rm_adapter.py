@@ -102,9 +102,7 @@ class RmAdapter(Watched):
         self, preferences: Mapping[str, Preference], objectives: Sequence[str], tokenizer: PreTrainedTokenizerBase
     ) -> Data:
         most, fraction = self._rewarder.max_tokens, self._config.learner.reward_model.held_out_fraction
-        original = reward_data.read_sides(
-            self._ratings, self._pairs, objectives, tokenizer, self._rewarder, fraction
-        )
+        original = reward_data.read_sides(self._ratings, self._pairs, objectives, tokenizer, self._rewarder, fraction)
         training, held_out = (self._bounded(sets) for sets in original)
         fit, evidence = (
             judged_sets(items, preferences, objectives, tokenizer, most)

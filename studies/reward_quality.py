@@ -21,7 +21,6 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from common.config import Config
-from common.data import read_pairs, read_ratings
 from common.judge import JudgeItem, load_function
 from examples.sandbox.gold import OBJECTIVES, WEIGHTS
 from learner import calibration, reward_data, reward_training
@@ -135,10 +134,10 @@ def _exchange(features: Features, seed: int) -> Features:
 
 def _training_features(config: Config, model: GatedRewardModel, rm: Path) -> Features:
     """Of the conversations that the reward model was trained on."""
-    rated, paired = read_ratings(rm / "ratings.jsonl"), read_pairs(rm / "preferences.jsonl")
+    files = str(rm / "ratings.jsonl"), str(rm / "preferences.jsonl")
     tokenizer = AutoTokenizer.from_pretrained(rm / "model")
-    sets = reward_data.prompt_sets(rated, paired, model.objectives, tokenizer, config.rewarder.max_tokens)
-    training, _ = reward_data.split(sets, config.learner.reward_model.held_out_fraction)
+    fraction = config.learner.reward_model.held_out_fraction
+    training, _ = reward_data.read_sides(*files, model.objectives, tokenizer, config.rewarder, fraction)
     return reward_training.extract_features(model, training, config.learner.micro_batch_tokens, 0, CPU)
 
 
@@ -160,7 +159,8 @@ def _held_out(config: Config, lab: Lab, anchor: Path, model: GatedRewardModel) -
             golds.append([*(values[name] for name in OBJECTIVES), values["gold"]])
             weights.append(WEIGHTS[prompt.meta["kind"]])
         conversations = tuple(render(tokenizer, prompt.messages, rollout.response) for rollout in rollouts)
-        sets.append(reward_data.PromptSet(conversations, np.zeros((len(rollouts), len(OBJECTIVES)), np.float32), ()))
+        ratings = np.zeros((len(rollouts), len(OBJECTIVES)), np.float32)
+        sets.append(reward_data.PromptSet(prompt.messages, conversations, ratings, ()))
         pairs += _ordered([row[-1] for row in golds[start:]], start)
     features = reward_training.extract_features(model, sets, config.learner.micro_batch_tokens, 0, CPU)
     return HeldOut(features, torch.tensor(golds), torch.tensor(weights), torch.tensor(pairs))

@@ -83,9 +83,7 @@ def test_killed_after_a_round_and_resumed_is_bit_identical_and_buys_nothing_twic
     adapted: Path, launch: Launch, runs: Path
 ) -> None:
     run = launch("run.name=killed-round", *OPEN)
-    run.wait_for(
-        "version 2 serves"
-    )  # after the rename and, but for a race, before the checkpoint: the round is repeated
+    run.wait_for("version 2 serves")  # but for a race before the checkpoint: the round is repeated
     run.kill(signal.SIGKILL)
     run.assert_gone()
     bought = (runs / "killed-round" / "labels.jsonl").read_bytes()

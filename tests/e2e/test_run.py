@@ -20,6 +20,7 @@ from actors.engine import Engine
 from common.config_file import load_config
 from common.metrics import read_rows, step_names
 from common.types import FloatArray
+from driver.adaptation import METRICS as ROUND_NAMES
 from driver.series import HELP, PREFIX, series_of
 from learner.logprobs import token_logprobs
 from rewarder.model import GatedRewardModel
@@ -159,7 +160,8 @@ def test_every_value_of_a_step_line_is_scraped_while_the_run_works(first: Path, 
     rows = read_rows(runs / "watched" / "metrics.jsonl")
     series = {series_of(name, OBJECTIVES): [row.get(name) for row in rows] for row in rows for name in row}
     assert all(value in series[key] for key, value in found.items())
-    assert {key.metric.removeprefix(PREFIX) for key in series} == set(HELP), (
+    rounds = {series_of(f"rm/{name}", ()) for name in (*ROUND_NAMES, "accepted")}
+    assert {key.metric.removeprefix(PREFIX) for key in series.keys() | rounds} == set(HELP), (
         "describe a new name, draw it in grafana.json"
     )
     run.assert_gone()

@@ -7,15 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from common.config_file import BASE, load_config
 from common.judge import JudgeItem, PairItem, pair_item
 from common.types import Message
 from driver import checkpoint
-from driver.adaptation import RewardModels
+from driver.adaptation import RewardModels, served_model
 from driver.loop import LoopState, read_loop_state
-from driver.stages import export_reward_model
 from learner.evidence import Decision
 from learner.progress import NOTHING
 
@@ -183,11 +180,6 @@ def test_a_commit_replaces_what_was_there(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "final").iterdir()] == ["two"]
 
 
-@pytest.mark.parametrize("version", ["version_0", "version_2"])
-def test_the_export_is_the_version_that_serves(tmp_path: Path, version: str) -> None:
-    made = tmp_path / "rm" / version
-    made.mkdir(parents=True)
-    (made / "config.json").write_text(version)
-    assert export_reward_model(tmp_path, str(made)) == str(tmp_path / "export" / "reward_model")
-    assert (tmp_path / "export" / "reward_model" / "config.json").read_text() == version
-    assert export_reward_model(tmp_path, "owner/name") == "owner/name"
+def test_what_serves_is_the_version_that_the_checkpoint_names(tmp_path: Path) -> None:
+    assert served_model(tmp_path, "owner/name", "") == "owner/name"
+    assert served_model(tmp_path, "owner/name", "rm/version_2") == str(tmp_path / "rm" / "version_2")
