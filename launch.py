@@ -84,10 +84,11 @@ def write_run_files(config: Config) -> None:
 def run(config: Config, stages: list[str], cleanup: ExitStack) -> None:
     """Runs the stages; whatever happens, the roles are stopped before this returns."""
     from driver.cluster import Cluster, RoleError  # torch, ray and transformers load after the checks, not before
+    from driver.disks import DiskError
     from driver.export import ExportError
     from driver.stages import StageError, run_stages
 
-    failed = (RoleError, StageError, ExportError, CheckpointError, QueueError, ServerError)
+    failed = (RoleError, StageError, ExportError, DiskError, CheckpointError, QueueError, ServerError)
     expected = (*failed, JudgeError, LabelError, DataError, OSError)
 
     cluster = Cluster(config)

@@ -1,21 +1,35 @@
 """Models by name: a local directory or a Hub id; no torch.
 
-Used by every role: each node downloads what it needs to its own cache, no node reads another's disk.
+Used by every role: each node downloads what it needs to its own cache, and has what the driver sent it (driver/disks.py).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 
+from common.config import Config
+
 FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
 
 
-def absolute(model: str | Path) -> str:
-    """A name that means the same in every process: an absolute path for a directory, a Hub id as it is."""
-    return str(Path(model).resolve()) if Path(model).is_dir() else str(model)
+def absolute(source: str | Path) -> str:
+    """A name that means the same in every process: an absolute path for a local file or directory, a Hub id as it is."""
+    return str(Path(source).resolve()) if Path(source).exists() else str(source)
+
+
+def with_absolute_sources(config: Config) -> Config:
+    """The configuration as roles get it, whose working directory is another: local models and data by absolute paths."""
+    policy, rewarder, data = config.policy, config.rewarder, config.data
+    return replace(
+        config,
+        policy=replace(policy, model=policy.model and absolute(policy.model)),
+        rewarder=replace(rewarder, model=rewarder.model and absolute(rewarder.model)),
+        data=replace(data, demonstrations=data.demonstrations and absolute(data.demonstrations)),
+    )
 
 
 def local_directory(model: str, revision: str | None) -> Path:

@@ -54,11 +54,14 @@ class RewardModels:
     def load(self, adapted: str) -> None:
         """Puts a version in place in every rewarder, between groups; "" is the first one."""
         self.adapted = adapted
+        self._cluster.disks.share(self.served)
         answers = self._cluster.call_all(self._cluster.rewarders, "load", self.served, self._revision())
         self.version = int(answers[0])
 
     def connect(self, address: QueueAddress, ratings: str | None, pairs: str | None) -> None:
         """Gives the adapter, if there is one, the scored stream and the original data."""
+        for source in (ratings, pairs) if self._cluster.adapters else ():
+            self._cluster.disks.share(source)
         self._cluster.call_all(self._cluster.adapters, "connect", address, ratings, pairs)
 
     def round(self, iteration: int, first_slot: int) -> dict[str, float | None]:
@@ -72,8 +75,9 @@ class RewardModels:
         preferences = book.buy(items, make_judge(self._config.judge, self._config.run.seed))
         aside = self._run / "rm" / "candidate"
         shutil.rmtree(aside, ignore_errors=True)
-        arguments = (preferences, self.served, self._revision(), self.version + 1, str(aside.resolve()))
-        decision: Decision = follow(self._cluster, adapters, "fit", *arguments)
+        with self._cluster.disks.writing(aside) as target:
+            arguments = (preferences, self.served, self._revision(), self.version + 1, target)
+            decision: Decision = follow(self._cluster, adapters, "fit", *arguments)
         self._keep(decision, iteration, aside)
         return _metrics(decision)
 

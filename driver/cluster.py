@@ -16,10 +16,14 @@ from typing import Any, cast
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorAlreadyExistsError, GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.worker import ActorWorker
 from common.config import Config
+from common.models import with_absolute_sources
+from driver.disks import Disks
 from driver.gauges import Gauges
+from driver.node_disk import NodeDisk
 from learner.rm_adapter import RmAdapter
 from learner.worker import LearnerWorker
 from rewarder.worker import RewarderWorker
@@ -36,7 +40,7 @@ class Cluster:
     """Handles of all roles of one run."""
 
     def __init__(self, config: Config):
-        self._config = config
+        self._config = with_absolute_sources(config)
         self.learners: list[ActorHandle] = []
         self.actors: list[ActorHandle] = []
         self.rewarders: list[ActorHandle] = []
@@ -57,7 +61,20 @@ class Cluster:
             context = ray.init(address=cluster.address, **shared)
         signal.signal(signal.SIGTERM, on_sigterm)  # ray.init puts its own there, which aborts without cleaning up
         self.gauges.start()
+        self.disks = Disks(self._config.run_dir, self._node_disks(), self.call)
         return cast("str | None", context.dashboard_url) or None
+
+    def _node_disks(self) -> dict[str, ActorHandle]:
+        """A role on every node of a cluster that was joined; none where the run started Ray itself, on this machine."""
+        if self._config.cluster.address is None:
+            return {}
+        ids = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        return {
+            f"node {node[:8]}": self._make(
+                NodeDisk, f"disk-{node[:8]}", 0, 0, (), NodeAffinitySchedulingStrategy(node, False)
+            )
+            for node in ids
+        }
 
     def metrics_url(self) -> str:
         """Where this node's Ray metrics are scraped, the run's gauges among them."""
@@ -175,14 +192,17 @@ class Cluster:
             ray.kill(role)
         ray.shutdown()
 
-    def _make(self, role: type, name: str, gpus: float, threads: int, arguments: tuple[object, ...]) -> ActorHandle:
-        environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    def _make(
+        self, role: type, name: str, gpus: float, threads: int, arguments: tuple[object, ...], where: Any = None
+    ) -> ActorHandle:
+        environment = {"OMP_NUM_THREADS": str(max(threads, 1)), "TOKENIZERS_PARALLELISM": "false"}
         options = {
             "name": f"{self._config.run.name}/{name}",
             "num_gpus": gpus,
             "num_cpus": threads if self._config.cluster.address else 0,
             "max_concurrency": 16 if role is ActorWorker else 4,
             "runtime_env": {"env_vars": environment},
+            "scheduling_strategy": where,
         }
         try:
             handle: Any = ray.remote(role).options(**options).remote(*arguments)

@@ -111,6 +111,7 @@ class Loop:
         found = checkpoint.newest(self._checkpoints)
         if found is not None:
             self._state = read_loop_state(found)
+            self._cluster.disks.share(found)
             self._trim()  # a kill between a checkpoint and its trimming must not show the adapter more than others saw
             say(f"resuming from {found.name}")
         last_step = self._state.step if found else -1
@@ -276,7 +277,8 @@ class Loop:
         started = time.monotonic()
 
         def write(directory: Path) -> None:
-            self._cluster.call_all(self._cluster.learners, "save", str(directory.resolve()))
+            with self._cluster.disks.writing(directory) as target:
+                self._cluster.call_all(self._cluster.learners, "save", target)
 
         keep = self._config.checkpoint.keep
         state: dict[str, Any] = asdict(self._state)

@@ -86,8 +86,9 @@ class Run:
     def labelled(self) -> tuple[str | None, str | None]:
         """The files of ratings and pairs that the reward model is made from: collected, or brought."""
         if "collect" in self.config.stages:
-            return str(_collected(self, "ratings")), str(_collected(self, "preferences"))
-        return self.config.data.ratings, self.config.data.preferences
+            return absolute(_collected(self, "ratings")), absolute(_collected(self, "preferences"))
+        ratings, pairs = self.config.data.ratings, self.config.data.preferences
+        return ratings and absolute(ratings), pairs and absolute(pairs)
 
     def prompts(self, source: str, limit: int | None = None) -> list[Prompt]:
         """A prompt file through the policy's chat template."""
@@ -131,13 +132,23 @@ def _make_roles(run: Run, todo: Sequence[str]) -> None:
     assert model is not None, "the preflight asks for a policy"
     dashboard = run.cluster.start()
     say("\n".join(_where_to_watch(run, dashboard)))
+    _share_inputs(run)
     if {"collect", "iterate"} & set(todo):
-        run.engines = run.cluster.make_actors(model)
+        run.engines = run.cluster.make_actors(absolute(model))
     if "iterate" in todo:
         run.cluster.make_rewarders()
     if "iterate" in todo and run.config.adaptation.enabled:
         run.cluster.make_adapter()
     run.cluster.make_learners()
+
+
+def _share_inputs(run: Run) -> None:
+    """What the run was given as local files, for nodes that do not share this disk."""
+    policy, rewarder, data, disks = run.config.policy, run.config.rewarder, run.config.data, run.cluster.disks
+    if disks.far:
+        say(f"{', '.join(disks.far)}: run.dir is not shared; files are sent through Ray")
+    for source in (policy.model, rewarder.model, data.demonstrations, data.ratings, data.preferences):
+        disks.share(source)
 
 
 def _where_to_watch(run: Run, dashboard: str | None) -> list[str]:
@@ -152,7 +163,10 @@ def _where_to_watch(run: Run, dashboard: str | None) -> list[str]:
 
 
 def run_sft(run: Run) -> None:
-    metrics = _on_learners(run, "sft", run.config.policy.model, str((run.directory / "sft").resolve()))
+    model = run.config.policy.model
+    assert model is not None, "the preflight asks for a policy"
+    with run.cluster.disks.writing(run.directory / "sft") as target:
+        metrics = _on_learners(run, "sft", absolute(model), target)
     say(f"  loss {metrics['sft/first_loss']:.3f} -> {metrics['sft/last_loss']:.3f} nats per token")
 
 
@@ -161,6 +175,7 @@ def run_collect(run: Run) -> None:
     judge, data = run.config.judge, run.config.data
     assert judge.labeler is not None and data.prompts is not None, "the preflight asks for both"
     prompts = run.prompts(data.prompts, judge.collect_prompts or None)
+    run.cluster.disks.share(run.anchor)
     run.cluster.call_all(run.cluster.learners, "load_anchor", run.anchor)
     run.await_engines()
     Publisher(run.cluster, run.anchor_directory, prompts, run.config.actors.sync_tolerance).anchor()
@@ -172,8 +187,10 @@ def run_collect(run: Run) -> None:
 
 
 def run_reward_model(run: Run) -> None:
-    target = run.directory / "rm" / "version_0"
-    report = _on_learners(run, "reward_model", run.anchor, *run.labelled, str(target.resolve()))
+    for source in (run.anchor, *run.labelled):
+        run.cluster.disks.share(source)
+    with run.cluster.disks.writing(run.directory / "rm" / "version_0") as target:
+        report = _on_learners(run, "reward_model", run.anchor, *run.labelled, target)
     say(f"  {format_accuracy(report)}")
 
 
@@ -184,6 +201,7 @@ def run_iterate(run: Run) -> None:
     held_out = run.prompts(data.eval_prompts, config.evaluate.prompts) if data.eval_prompts else []
     queue, address = _open_queue(run)
     run.await_engines()
+    run.cluster.disks.share(run.anchor)
     models = RewardModels(config, run.cluster, run.directory, run.reward_model)
     models.connect(address, *run.labelled)
     paths = Paths(run.directory, run.anchor, run.anchor_directory)
@@ -218,7 +236,7 @@ def run_export(run: Run) -> None:
         state = read_loop_state(newest)
         export.write(
             state.step,
-            lambda aside: cluster.call_all(cluster.learners, "export", str(aside.resolve())),
+            lambda aside: _export_policy(cluster, aside),
             size,
             served_model(run.directory, run.reward_model, state.reward_model),
         )
@@ -270,8 +288,15 @@ def _load_policy(run: Run) -> Path:
     newest = (run.directory / "checkpoints" / f"step_{steps[-1]}").resolve()
     if not run.policy_loaded:
         checkpoint.verify(newest)
+        for source in (run.anchor, newest):
+            run.cluster.disks.share(source)
         run.cluster.call_all(run.cluster.learners, "load_policy", run.anchor, str(newest))
     return newest
+
+
+def _export_policy(cluster: Cluster, aside: Path) -> None:
+    with cluster.disks.writing(aside) as target:
+        cluster.call_all(cluster.learners, "export", target)
 
 
 def _open_queue(run: Run) -> tuple[Queue, QueueAddress]:
