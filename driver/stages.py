@@ -13,21 +13,13 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from transformers import AutoTokenizer
-
-from actors.prompts import tokenize_prompts
-from common.address import QueueAddress
 from common.config import Config
 from common.data import read_prompts, write_jsonl
 from common.judge import JudgeItem, label_samples, load_function
-from common.models import absolute, local_directory
-from common.queue import Queue
-from common.redis_server import EmbeddedRedis
-from common.types import Prompt
+from common.models import absolute
 from driver import checkpoint
 from driver.adaptation import RewardModels, served_model
 from driver.cluster import Cluster
@@ -41,70 +33,13 @@ from driver.progress import say
 from driver.publish import Publisher
 from driver.references import sample_prompts
 from driver.report import write_report
+from driver.run import Run
 
 ROLE_STAGES = {"sft", "collect", "reward_model", "iterate", "export"}
 
 
 class StageError(RuntimeError):
     """A stage that cannot run or be skipped; says what to do."""
-
-
-@dataclass
-class Run:
-    """What the stages share. Roles are made once, at the first stage that needs them."""
-
-    config: Config
-    cluster: Cluster
-    directory: Path
-    password: str | None
-    cleanup: ExitStack
-    engines: list[Any] = field(default_factory=list)
-    policy_loaded: bool = False
-
-    @property
-    def anchor(self) -> str:
-        """The SFT policy: made by stage sft, or policy.model itself; an absolute directory or a Hub id."""
-        if "sft" in self.config.stages:
-            return str((self.directory / "sft").resolve())
-        assert self.config.policy.model is not None, "the preflight asks for a policy"
-        return absolute(self.config.policy.model)
-
-    @property
-    def anchor_directory(self) -> Path:
-        """The anchor's files on the driver's node."""
-        return local_directory(self.anchor, self.config.policy.revision)
-
-    @property
-    def reward_model(self) -> str:
-        """Version 0: made (or calibrated) by stage reward_model, or rewarder.model itself."""
-        if "reward_model" in self.config.stages:
-            return str((self.directory / "rm" / "version_0").resolve())
-        assert self.config.rewarder.model is not None, "the preflight asks for a reward model"
-        return absolute(self.config.rewarder.model)
-
-    @property
-    def labelled(self) -> tuple[str | None, str | None]:
-        """The files of ratings and pairs that the reward model is made from: collected, or brought."""
-        if "collect" in self.config.stages:
-            return absolute(_collected(self, "ratings")), absolute(_collected(self, "preferences"))
-        ratings, pairs = self.config.data.ratings, self.config.data.preferences
-        return ratings and absolute(ratings), pairs and absolute(pairs)
-
-    def prompts(self, source: str, limit: int | None = None) -> list[Prompt]:
-        """A prompt file through the policy's chat template."""
-        assert self.config.policy.model is not None, "the preflight asks for a policy"
-        tokenizer = AutoTokenizer.from_pretrained(self.config.policy.model, revision=self.config.policy.revision)
-        rows, data = read_prompts(source, limit), self.config.data
-        prompts, skipped = tokenize_prompts(rows, tokenizer, data.max_prompt_tokens, data.long_prompts)
-        if skipped:
-            say(f"  {source}: {skipped} of {len(rows)} prompts skipped, longer than {data.max_prompt_tokens} tokens")
-        return prompts
-
-    def await_engines(self) -> None:
-        """Waits until every engine has started."""
-        for index, answer in enumerate(self.engines):
-            self.cluster.wait(answer, f"actor-{index}", "start", self.config.cluster.start_timeout_s)
-        self.engines.clear()
 
 
 def run_stages(
@@ -114,7 +49,7 @@ def run_stages(
     run = Run(config, cluster, config.run_dir, password, cleanup)
     todo = [stage for stage in stages if not _finished(run, stage)]
     if any(_needs_roles(run, stage) for stage in todo):
-        _make_roles(run, todo)
+        run.start_roles(todo)
     for stage in todo:
         started = time.monotonic()
         say(f"stage {stage}")
@@ -125,38 +60,6 @@ def run_stages(
 
 def _needs_roles(run: Run, stage: str) -> bool:
     return stage in ROLE_STAGES and not (stage == "export" and is_current(run.directory))
-
-
-def _make_roles(run: Run, todo: Sequence[str]) -> None:
-    model = run.config.policy.model
-    assert model is not None, "the preflight asks for a policy"
-    dashboard = run.cluster.start()
-    say("\n".join(_where_to_watch(run, dashboard)))
-    _share_inputs(run)
-    if {"collect", "iterate"} & set(todo):
-        run.engines = run.cluster.make_actors(absolute(model))
-    if "iterate" in todo:
-        run.cluster.make_rewarders()
-    if "iterate" in todo and run.config.adaptation.enabled:
-        run.cluster.make_adapter()
-    run.cluster.make_learners()
-
-
-def _share_inputs(run: Run) -> None:
-    """What the run was given as local files, for nodes that do not share this disk."""
-    policy, rewarder, data, disks = run.config.policy, run.config.rewarder, run.config.data, run.cluster.disks
-    if disks.far:
-        say(f"{', '.join(disks.far)}: run.dir is not shared; files are sent through Ray")
-    for source in (policy.model, rewarder.model, data.demonstrations, data.ratings, data.preferences):
-        disks.share(source)
-
-
-def _where_to_watch(run: Run, dashboard: str | None) -> list[str]:
-    lines = [f"Ray dashboard: http://{dashboard}" if dashboard else "Ray dashboard: off (cluster.dashboard)"]
-    lines.append(f"Ray metrics: {run.cluster.metrics_url()}")
-    if run.config.report.tensorboard:
-        lines.append(f"TensorBoard: tensorboard --logdir {run.directory / 'tensorboard'}")
-    return [*lines, "how to watch a run: docs/watching.md"]
 
 
 # ---- stages -----------------------------------------------------------------------------------------------------------
@@ -181,8 +84,8 @@ def run_collect(run: Run) -> None:
     Publisher(run.cluster, run.anchor_directory, prompts, run.config.actors.sync_tolerance).anchor()
     sampled = sample_prompts(run.cluster, prompts, judge.collect_responses, run.config.run.seed, "collect")
     ratings, pairs = label_samples(load_function(judge.labeler), prompts, sampled, run.config.run.seed)
-    write_jsonl(_collected(run, "ratings"), ratings)
-    write_jsonl(_collected(run, "preferences"), pairs)
+    write_jsonl(run.collected("ratings"), ratings)
+    write_jsonl(run.collected("preferences"), pairs)
     say(f"  {len(ratings)} rated responses and {len(pairs)} preference pairs of {len(prompts)} prompts")
 
 
@@ -199,7 +102,7 @@ def run_iterate(run: Run) -> None:
     assert data.prompts is not None, "the preflight asks for prompts"
     prompts = run.prompts(data.prompts)
     held_out = run.prompts(data.eval_prompts, config.evaluate.prompts) if data.eval_prompts else []
-    queue, address = _open_queue(run)
+    queue, address = run.open_queue()
     run.await_engines()
     run.cluster.disks.share(run.anchor)
     models = RewardModels(config, run.cluster, run.directory, run.reward_model)
@@ -297,35 +200,6 @@ def _load_policy(run: Run) -> Path:
 def _export_policy(cluster: Cluster, aside: Path) -> None:
     with cluster.disks.writing(aside) as target:
         cluster.call_all(cluster.learners, "export", target)
-
-
-def _open_queue(run: Run) -> tuple[Queue, QueueAddress]:
-    """The run's queue in a new incarnation; starts the embedded server where no redis.url is given."""
-    config = run.config
-    url, password = config.redis.url, run.password
-    if url is None:
-        server = EmbeddedRedis(run.directory / "redis")
-        server.start()
-        run.cleanup.callback(server.stop)
-        url, password = server.url, server.password
-    queue = Queue(url, password, config.run.name, config.redis)
-    run.cleanup.callback(queue.close)
-    incarnation = queue.begin()
-    newest = checkpoint.newest(run.directory / "checkpoints")
-    if newest is None:
-        queue.delete_run()
-        incarnation = queue.begin()
-    elif config.iteration.max_staleness == 0:
-        # A step is sampled as one batch; a part of it that was scored before a kill would leave a smaller batch to sample,
-        # and float arithmetic depends on the batch. With overlap nothing is bit-identical, so what is scored is used.
-        queue.forget_scored_after(checkpoint.read_json(newest / "learner.json")["ledger"]["cursor"])
-    queue.reset_in_flight()
-    return queue, QueueAddress(url, password, config.run.name, config.redis, incarnation)
-
-
-def _collected(run: Run, name: str) -> Path:
-    (run.directory / "collected").mkdir(parents=True, exist_ok=True)
-    return run.directory / "collected" / f"{name}.jsonl"
 
 
 def _ideal_golds(run: Run) -> list[float]:

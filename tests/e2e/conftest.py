@@ -96,3 +96,19 @@ def launch(runs: Path, data: Path) -> Iterator[Callable[..., Launched]]:
     for run in launched:
         if run.process.poll() is None:
             run.kill()
+
+
+@pytest.fixture(scope="session")
+def first(runs: Path, data: Path) -> Path:
+    """One complete run; its directory."""
+    run = Launched(runs, data, "run.name=first")
+    assert run.wait() == 0, run.log.read_text()[-4000:]
+    run.assert_gone()
+    return runs / "first"
+
+
+def ready_made(first: Path) -> list[str]:
+    """Overrides for a run that brings its policy, its reward model and the labels that this is made from: the first run's."""
+    models = [f"policy.model={first}/sft", f"rewarder.model={first}/rm/version_0"]
+    labels = [f"data.{name}={first}/collected/{name}.jsonl" for name in ("ratings", "preferences")]
+    return [*models, *labels, "stages=[iterate,evaluate,report]"]

@@ -9,10 +9,9 @@ Plan
    label twice: its labels.jsonl is byte for byte that of the first.
 3. A run with the rules as they are, which so few pairs cannot meet: discarded, rm/rejected_iteration_1.json says why,
    version 0 serves to the end.
-4. Two rewarders, overlap (max_staleness 1) and the lora tier on a given reward model: the same, with the ratings' R2 in the
-   decision.
+4. Two rewarders, overlap (max_staleness 1) and the lora tier: the same, with the ratings' R2 in the decision.
 
-Not run by hand on a CPU machine beside other work: about as long as tests/e2e/test_run.py.
+All start from the models and labels of the session's first run.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ import pytest
 
 from common.metrics import read_rows
 from rewarder.layout import read_layout
-from tests.e2e.conftest import Launched
+from tests.e2e.conftest import Launched, ready_made
 from tests.e2e.test_run import timeless
 
 Launch = Callable[..., Launched]
@@ -37,9 +36,9 @@ OPEN = [*ADAPTS, "adaptation.min_pairs=1", "adaptation.level=1", "adaptation.gua
 
 
 @pytest.fixture(scope="module")
-def adapted(runs: Path, data: Path) -> Path:
+def adapted(first: Path, runs: Path, data: Path) -> Path:
     """One complete run in which every round accepts; its directory."""
-    run = Launched(runs, data, "run.name=adapted", *OPEN)
+    run = Launched(runs, data, "run.name=adapted", *ready_made(first), *OPEN, "stages=[iterate,export]")
     assert run.wait() == 0, run.log.read_text()[-4000:]
     run.assert_gone()
     return runs / "adapted"
@@ -80,14 +79,14 @@ def test_labels_are_bought_once(adapted: Path) -> None:
 
 
 def test_killed_after_a_round_and_resumed_is_bit_identical_and_buys_nothing_twice(
-    adapted: Path, launch: Launch, runs: Path
+    adapted: Path, first: Path, launch: Launch, runs: Path
 ) -> None:
-    run = launch("run.name=killed-round", *OPEN)
+    run = launch("run.name=killed-round", *ready_made(first), *OPEN)
     run.wait_for("version 2 serves")  # but for a race before the checkpoint: the round is repeated
     run.kill(signal.SIGKILL)
     run.assert_gone()
     bought = (runs / "killed-round" / "labels.jsonl").read_bytes()
-    resumed = launch("run.name=killed-round", *OPEN, "--resume")
+    resumed = launch("run.name=killed-round", *ready_made(first), *OPEN, "--resume")
     assert resumed.wait() == 0, resumed.log.read_text()[-4000:]
     assert timeless(runs / "killed-round") == timeless(adapted)
     labels = (runs / "killed-round" / "labels.jsonl").read_bytes()
@@ -98,26 +97,20 @@ def test_killed_after_a_round_and_resumed_is_bit_identical_and_buys_nothing_twic
     resumed.assert_gone()
 
 
-def test_too_little_evidence_is_discarded_and_logged(launch: Launch, runs: Path) -> None:
-    run = launch("run.name=refused", *ADAPTS, "adaptation.min_pairs=6")
+def test_too_little_evidence_is_discarded_and_logged(first: Path, launch: Launch, runs: Path) -> None:
+    run = launch("run.name=refused", *ready_made(first), *ADAPTS, "adaptation.min_pairs=6")
     assert run.wait() == 0, run.log.read_text()[-4000:]
     rows = read_rows(runs / "refused" / "metrics.jsonl")
     assert {row["rm/version"] for row in rows} == {0} and rows[3]["rm/accepted"] == 0.0
     record = decision(runs / "refused" / "rm" / "rejected_iteration_1.json")
     assert not record["accepted"] and record["reason"]
-    assert sorted(path.name for path in (runs / "refused" / "rm").iterdir()) == [
-        "rejected_iteration_1.json",
-        "version_0",
-    ]
+    assert [path.name for path in (runs / "refused" / "rm").iterdir()] == ["rejected_iteration_1.json"]
     assert "discarded, version 0 stays" in run.log.read_text()
 
 
-def test_lora_on_a_given_model_while_sampling_overlaps_training(adapted: Path, launch: Launch, runs: Path) -> None:
-    collected = adapted / "collected"
-    models = [f"policy.model={adapted}/sft", f"rewarder.model={adapted}/rm/version_0"]
-    labelled = [f"data.ratings={collected}/ratings.jsonl", f"data.preferences={collected}/preferences.jsonl"]
+def test_lora_while_sampling_overlaps_training(first: Path, launch: Launch, runs: Path) -> None:
     settings = ["adaptation.tier=lora", "adaptation.guard_r2=1", "rewarder.num=2", "iteration.max_staleness=1"]
-    run = launch("run.name=lora", *models, *labelled, *OPEN, *settings, "iteration.num=2", "stages=[iterate,report]")
+    run = launch("run.name=lora", *ready_made(first), *OPEN, *settings, "iteration.num=2")
     assert run.wait() == 0, run.log.read_text()[-4000:]
     rows = read_rows(runs / "lora" / "metrics.jsonl")
     assert [row["rm/version"] for row in rows[-3:]] == [1, 1, 1]

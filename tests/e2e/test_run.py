@@ -24,7 +24,7 @@ from driver.adaptation import METRICS as ROUND_NAMES
 from driver.series import HELP, PREFIX, series_of
 from learner.logprobs import token_logprobs
 from rewarder.model import GatedRewardModel
-from tests.e2e.conftest import Launched
+from tests.e2e.conftest import Launched, ready_made
 from tests.scrape import scrape_until
 
 Launch = Callable[..., Launched]
@@ -38,15 +38,6 @@ def timeless(path: Path) -> list[dict[str, Any]]:
         {k: v for k, v in row.items() if not k.startswith("time/") and not k.endswith("_per_s")}
         for row in read_rows(path / "metrics.jsonl")
     ]
-
-
-@pytest.fixture(scope="module")
-def first(runs: Path, data: Path) -> Path:
-    """One complete run; its directory."""
-    run = Launched(runs, data, "run.name=first")
-    assert run.wait() == 0, run.log.read_text()[-4000:]
-    run.assert_gone()
-    return runs / "first"
 
 
 def test_every_step_line_has_every_name(first: Path) -> None:
@@ -141,12 +132,6 @@ def test_a_second_run_is_bit_identical(first: Path, launch: Launch, runs: Path) 
     assert run.wait() == 0, run.log.read_text()[-4000:]
     assert timeless(runs / "second") == timeless(first)
     assert (runs / "second" / "samples.jsonl").read_bytes() == (first / "samples.jsonl").read_bytes()
-
-
-def ready_made(first: Path) -> list[str]:
-    """Overrides for a run that brings its policy and reward model: those of the first run."""
-    models = [f"policy.model={first}/sft", f"rewarder.model={first}/rm/version_0"]
-    return [*models, "stages=[iterate,evaluate,report]"]
 
 
 def test_every_value_of_a_step_line_is_scraped_while_the_run_works(first: Path, launch: Launch, runs: Path) -> None:
