@@ -27,13 +27,7 @@ from common.redis_server import EmbeddedRedis
 from tests.e2e.conftest import ROOT, Launched
 from tests.e2e.released_models import make_preferences, make_reward_model
 
-RAY = [
-    str(Path(sys.executable).parent / "ray"),
-    "start",
-    "--disable-usage-stats",
-    "--include-dashboard=false",
-    "--block",
-]
+RAY = [str(Path(sys.executable).parent / "ray"), "start", "--disable-usage-stats", "--block"]
 
 
 def namespaces_work() -> bool:
@@ -75,32 +69,44 @@ class Nodes:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
-        self._directory, self._hide, self._count = directory, hide, 0
-        self.head = self._start(["--head", f"--port={self.address.rpartition(':')[2]}", "--num-cpus=2"], None)
-        self.far = [self.add(), self.add()]
+        self._directory, self._hide, self._nodes = directory, hide, list[Node]()
 
-    def add(self) -> Node:
-        return self._start([f"--address={self.address}", "--num-cpus=3"], self._hide)
+    def start(self) -> None:
+        port = self.address.rpartition(":")[2]
+        self._start(["--head", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"], None)
+        self.add()
+        self.add()
+
+    def add(self) -> None:
+        self._start([f"--address={self.address}", "--num-cpus=3"], self._hide)
+
+    def kill_one_with_roles(self) -> None:
+        """A far one."""
+        lost = next(node for node in self._nodes[1:] if node.has_roles())
+        lost.kill()
+        self._nodes.remove(lost)
 
     def close(self) -> None:
-        for node in (*self.far, self.head):
+        for node in reversed(self._nodes):
             node.kill()
 
-    def _start(self, arguments: list[str], hide: Path | None) -> Node:
-        self._count += 1
-        log = self._directory / f"node-{self._count}.log"
+    def _start(self, arguments: list[str], hide: Path | None) -> None:
+        log = self._directory / f"node-{len(list(self._directory.glob('node-*')))}.log"
         node, deadline = Node(log, [*arguments, "--node-ip-address=127.0.0.1"], hide), time.monotonic() + 60
+        self._nodes.append(node)
         while "Ray runtime started" not in log.read_text():
             assert node.process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.2)
-        return node
 
 
 @pytest.fixture
 def nodes(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     started = Nodes(runs, tmp_path_factory.getbasetemp())
-    yield started
-    started.close()
+    try:
+        started.start()
+        yield started
+    finally:
+        started.close()
 
 
 @pytest.fixture
@@ -134,14 +140,13 @@ def test_a_whole_node_is_killed_and_the_resumed_run_ends(
     run.wait_for("step 3/8")
     text = run.log.read_text()
     assert len(re.findall(r"node \w{8}", text.partition("run.dir is not shared")[0].splitlines()[-1])) == 2
-    lost = next(node for node in nodes.far if node.has_roles())
-    lost.kill()
+    nodes.kill_one_with_roles()
     assert run.wait(120) == 1, run.log.read_text()[-3000:]
     assert re.search(r"error: (actor|rewarder|learner)-\d (died|failed)", run.log.read_text()), run.log.read_text()[
         -3000:
     ]
     run.assert_gone()
-    nodes.far = [*(node for node in nodes.far if node is not lost), nodes.add()]
+    nodes.add()
     resumed = launch("--resume")
     assert resumed.wait(400) == 0, resumed.log.read_text()[-4000:]
     text = resumed.log.read_text()

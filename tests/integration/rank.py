@@ -70,6 +70,7 @@ def main() -> None:
     overrides = [f"learner.{key}={value}" for key, value in settings.items()]
     fixed = [
         "learner.autocast=false",
+        "learner.importance_cap=null",
         f"learner.ranks={ranks}",
         "learner.learning_rate=0.003",
         "learner.warmup_steps=2",
