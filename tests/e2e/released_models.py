@@ -39,7 +39,7 @@ def make_reward_model(policy: Path, objectives: list[str], directory: Path) -> N
 def make_preferences(reward_model: Path, demonstrations: Path, settings: AggregationConfig, file: Path) -> None:
     """Pairs of answers to one prompt; the reward model's own terms choose, so that it can be calibrated on them."""
     model, tokenizer = GatedRewardModel.load(reward_model, "bfloat16"), AutoTokenizer.from_pretrained(reward_model)
-    rows = read_demonstrations(demonstrations, 600)
+    rows = read_demonstrations(demonstrations, 3000)
     terms = torch.stack([_terms(model, tokenizer, settings, *pair) for pair in zip(rows[::2], rows[1::2], strict=True)])
     gaps = (terms[:, 0] - terms[:, 1]) / terms.std((0, 1))
     pairs = [

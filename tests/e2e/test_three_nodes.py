@@ -8,6 +8,7 @@ run says whose death it saw, and the same command with --resume ends on the node
 from __future__ import annotations
 
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -100,7 +101,9 @@ class Nodes:
 
 
 @pytest.fixture
-def nodes(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+def nodes(runs: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     started = Nodes(runs, tmp_path_factory.getbasetemp())
     try:
         started.start()
