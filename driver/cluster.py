@@ -29,6 +29,7 @@ from learner.worker import LearnerWorker
 from rewarder.worker import RewarderWorker
 
 NAMESPACE = "iter-rlhf"
+DEAD_WITHIN_S = 10.0  # a lost node is noticed by its closed connections
 Role = ActorHandle  # what other files hold of a role
 
 
@@ -56,7 +57,9 @@ class Cluster:
         shared: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
         on_sigterm = signal.getsignal(signal.SIGTERM)
         if cluster.address is None:
-            context = ray.init(include_dashboard=cluster.dashboard, **shared)
+            context = ray.init(
+                "local", include_dashboard=cluster.dashboard, **shared
+            )  # never another Ray of this machine
         else:
             context = ray.init(address=cluster.address, **shared)
         signal.signal(signal.SIGTERM, on_sigterm)  # ray.init puts its own there, which aborts without cleaning up
@@ -163,9 +166,11 @@ class Cluster:
                 f"{name} did not answer {method} within {limit:.0f} s; its log is in {log_dir()}"
             ) from error
         except RayTaskError as error:
-            raise RoleError(f"{name} failed in {method}: {_last_line(error)}") from error
+            raise RoleError(f"{name} failed in {method}: {_last_line(error)}{self._dead()}") from error
         except RayActorError as error:
-            raise RoleError(f"{name} died during {method}; its log is in {log_dir()}: {_last_line(error)}") from error
+            raise RoleError(
+                f"{name} died during {method}; its log is in {log_dir()}: {_last_line(error)}{self._dead()}"
+            ) from error
         except RayError as error:
             raise RoleError(f"{name}: Ray could not run {method}: {error}") from error
 
@@ -180,6 +185,13 @@ class Cluster:
             for answer in done or left[:1]:
                 self.wait(answer, name_of[answer], method, None if done else 0.01)
         return ray.get(pending)
+
+    def _dead(self) -> str:
+        """For an error: the roles that are no more. A rank whose peer died fails with words of its own."""
+        pending = {getattr(role, "__ray_ready__").remote(): name for role, name in self._names.items()}  # noqa: B009
+        answered, _ = ray.wait(list(pending), num_returns=len(pending), timeout=DEAD_WITHIN_S)
+        dead = [pending[answer] for answer in answered if _is_dead(answer)]
+        return f". Dead: {', '.join(dead)}" if dead else ""
 
     def close(self) -> None:
         """Stops every role and, if this run started it, Ray."""
@@ -213,6 +225,14 @@ class Cluster:
             ) from error
         self._names[handle] = name
         return handle
+
+
+def _is_dead(answer: ray.ObjectRef) -> bool:
+    try:
+        ray.get(answer)
+    except RayError:
+        return True
+    return False
 
 
 def log_dir() -> str:
