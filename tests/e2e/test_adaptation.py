@@ -7,11 +7,9 @@ Plan
    export that of version_2, labels.jsonl with each pair once.
 2. The same run, killed when a version was accepted and before the next checkpoint, is the same run, bit for bit, and buys no
    label twice: its labels.jsonl is byte for byte that of the first.
-3. A run with the rules as they are, which so few pairs cannot meet: discarded, rm/rejected_iteration_1.json says why,
-   version 0 serves to the end.
-4. Two rewarders, overlap (max_staleness 1) and the lora tier: the same, with the ratings' R2 in the decision.
+3. Two rewarders, overlap (max_staleness 1) and the lora tier: the same, with the ratings' R2 in the decision.
 
-All start from the models and labels of the session's first run.
+All start from the models and labels of the session's first run. A round that is discarded: tests/e2e/test_run.py (overlap).
 """
 
 from __future__ import annotations
@@ -95,17 +93,6 @@ def test_killed_after_a_round_and_resumed_is_bit_identical_and_buys_nothing_twic
         ours, theirs = (path / "rm" / "version_2" / name for path in (runs / "killed-round", adapted))
         assert ours.read_bytes() == theirs.read_bytes()
     resumed.assert_gone()
-
-
-def test_too_little_evidence_is_discarded_and_logged(first: Path, launch: Launch, runs: Path) -> None:
-    run = launch("run.name=refused", *ready_made(first), *ADAPTS, "adaptation.min_pairs=6")
-    assert run.wait() == 0, run.log.read_text()[-4000:]
-    rows = read_rows(runs / "refused" / "metrics.jsonl")
-    assert {row["rm/version"] for row in rows} == {0} and rows[3]["rm/accepted"] == 0.0
-    record = decision(runs / "refused" / "rm" / "rejected_iteration_1.json")
-    assert not record["accepted"] and record["reason"]
-    assert [path.name for path in (runs / "refused" / "rm").iterdir()] == ["rejected_iteration_1.json"]
-    assert "discarded, version 0 stays" in run.log.read_text()
 
 
 def test_lora_while_sampling_overlaps_training(first: Path, launch: Launch, runs: Path) -> None:

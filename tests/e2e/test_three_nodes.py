@@ -1,4 +1,5 @@
-"""configs/iter_rlhf.yaml on three Ray nodes of which two do not see the run's disk: 2 actors, 2 rewarders, 2 ranks, ZeRO-3.
+"""configs/iter_rlhf.yaml on three Ray nodes of which two do not see the run's disk: 2 actors, 2 rewarders, 2 ranks at ZeRO-3,
+and the reward model's adapter.
 
 Each node is a `ray start` of its own. The far ones live in a mount namespace in which the tests' directory is an empty tmpfs,
 so every file that a role reads there was sent. A whole node is killed (SIGKILL of all its processes) after a checkpoint; the
@@ -29,6 +30,9 @@ from tests.e2e.conftest import ROOT, Launched
 from tests.e2e.released_models import make_preferences, make_reward_model
 
 RAY = [str(Path(sys.executable).parent / "ray"), "start", "--disable-usage-stats", "--block"]
+# Every round of the reward model accepts (its test is switched off), so that a new version crosses the nodes.
+OPEN_ROUNDS = ["adaptation.when=iteration", "adaptation.pairs=16", "adaptation.min_pairs=1", "adaptation.level=1"]
+OPEN_ROUNDS += ["adaptation.guard_accuracy=1", "adaptation.steps=5", "judge.function=examples.sandbox.gold:judge"]
 
 
 def namespaces_work() -> bool:
@@ -137,7 +141,7 @@ def test_a_whole_node_is_killed_and_the_resumed_run_ends(
     nodes: Nodes, environment: None, runs: Path, data: Path
 ) -> None:
     def launch(*more: str) -> Launched:
-        return Launched(runs, data, "run.name=three", *more, config="tests/e2e/three_nodes.yaml")
+        return Launched(runs, data, "run.name=three", *OPEN_ROUNDS, *more, config="tests/e2e/three_nodes.yaml")
 
     run = launch()
     run.wait_for("step 3/8")
@@ -156,6 +160,7 @@ def test_a_whole_node_is_killed_and_the_resumed_run_ends(
     rows = read_rows(runs / "three" / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(9))
     assert all(row["staleness/max"] <= 1 and row["sync/max_logprob_diff"] <= 0.05 for row in rows[1:])
+    assert [row["rm/version"] for row in rows] == [0] * 5 + [1] * 4
     exported = runs / "three" / "export"
     assert {path.name for path in exported.iterdir()} >= {"policy", "reward_model"}
     assert all("aside" not in str(path) and "writing" not in path.name for path in (runs / "three").rglob("*"))

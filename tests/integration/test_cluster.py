@@ -27,9 +27,11 @@ def make(run: str) -> Cluster:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A local Ray without its dashboard: metrics are exported all the same."""
+    """A local Ray without its dashboard: metrics are exported all the same. What else was started here is not joined."""
     started = make("watched")
-    assert started.start() is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+        assert started.start() is None
     yield started
     started.close()
     assert not ray.is_initialized()
