@@ -191,7 +191,6 @@ def test_overlap_of_two_of_each_role_keeps_the_bound_also_after_a_kill(first: Pa
         "adaptation.when=iteration",
         "adaptation.pairs=12",
         "adaptation.min_pairs=6",
-        "checkpoint.every_steps=3",
     ]
     settings += ["actors.num=2", "rewarder.num=2", "learner.ranks=2", "learner.zero_stage=2"]
     settings += ["run.name=overlap", *ready_made(first), "stages=[reward_model,iterate,evaluate,report]"]
