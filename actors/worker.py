@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
 from actors.gate import Gate
 from actors.prompts import SampleRequest, SlotPrompts
 from actors.rollout_loop import RolloutLoop
+from actors.shared_memory import directory
 from common.address import QueueAddress
 from common.config import ActorsConfig, PolicyConfig
 from common.types import FloatArray, IntArray, Prompt, Rollout
@@ -32,7 +31,7 @@ class ActorWorker:
         self, name: str, model: str, policy: PolicyConfig, actors: ActorsConfig, max_prompt_tokens: int, run_seed: int
     ):
         self._name, self._actors, self._seed = name, actors, run_seed
-        self._shm = Path("/dev/shm") / f"iter-rlhf-{os.getpid()}-{name}"
+        self._shm = directory(name)
         self._build = (model, policy, actors, max_prompt_tokens, self._shm)
         self._engine_lock = asyncio.Lock()  # held by whatever stops the engine: a closed batch, or a weight update
         self._gate = Gate()

@@ -24,7 +24,8 @@ TAG = "deepspeed"
 
 def init_process_group(rank: int, ranks: int, address: str, port: int, gpus: float) -> torch.device:
     """Joins the learner's process group (gloo on CPU, NCCL on GPUs) and returns this rank's device."""
-    local = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": 0, "LOCAL_SIZE": 1}
+    # LOCAL_SIZE 0: ranks share nothing in /dev/shm, where DeepSpeed would leave 69 MB of each run for good (0.19)
+    local = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": 0, "LOCAL_SIZE": 0}
     os.environ.update({key: str(value) for key, value in local.items()})
     os.environ.update({"MASTER_ADDR": address, "MASTER_PORT": str(port)})
     if gpus == 0:

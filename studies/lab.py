@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Sequence
@@ -21,6 +20,7 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from actors.prompts import SampleRequest, response_seed
+from actors.shared_memory import directory
 from common.config import ActorsConfig, Config
 from common.models import tensor_names
 from common.types import FloatArray, IntArray, Prompt, Rollout
@@ -95,8 +95,7 @@ class Lab:
     async def _build(self, config: Config, model: Path) -> Engine:
         from actors.engine import Engine  # vllm takes ten seconds to import, and tables need none of it
 
-        shm = Path("/dev/shm") / f"iter-rlhf-study-{os.getpid()}"
-        return Engine(str(model), config.policy, config.actors, config.data.max_prompt_tokens, shm)
+        return Engine(str(model), config.policy, config.actors, config.data.max_prompt_tokens, directory("study"))
 
     def _load(
         self, version: int, shards: Sequence[bytes], names: Sequence[str], probe: IntArray, expected: FloatArray
