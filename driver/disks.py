@@ -31,9 +31,7 @@ class Disks:
 
     def __init__(self, run_dir: Path, nodes: Mapping[str, Any], call: Call):
         self._run_dir, self._call = run_dir.resolve(), call
-        mark, content = self._run_dir / ".node", uuid.uuid4().hex
-        mark.write_text(content)
-        self._far = {name: node for name, node in nodes.items() if not call(node, "sees", str(mark), content)}
+        self._far = self._blind(nodes) if nodes else {}
 
     @property
     def far(self) -> list[str]:
@@ -66,6 +64,12 @@ class Disks:
             if (got := (manifest(target / file) or {}).get("")) != (size, digest):
                 raise DiskError(f"{target / file} did not come whole from {name}: got {got}, wanted {(size, digest)}")
         self._call(node, "remove", str(target))
+
+    def _blind(self, nodes: Mapping[str, Any]) -> dict[str, Any]:
+        """The nodes that do not see a mark in run.dir."""
+        mark, content = self._run_dir / ".node", uuid.uuid4().hex
+        mark.write_text(content)
+        return {name: node for name, node in nodes.items() if not self._call(node, "sees", str(mark), content)}
 
     def _give(self, name: str, node: Any, source: Path, ours: Manifest) -> None:
         theirs: Manifest | None = self._call(node, "manifest", str(source))
