@@ -12,6 +12,7 @@ from common.judge import JudgeItem, PairItem, pair_item
 from common.types import Message
 from driver import checkpoint
 from driver.adaptation import RewardModels, served_model
+from driver.disks import Disks
 from driver.loop import LoopState, read_loop_state
 from learner.evidence import Decision
 from learner.progress import NOTHING
@@ -33,6 +34,7 @@ class Roles:
         self.rewarders, self.adapters = ["rewarder"], ["adapter"] if decisions else []
         self.decisions, self.loaded, self.fits = list(decisions), [], []
         self._version = version
+        self.disks = Disks(Path(), {}, lambda *_: None)  # of one machine
 
     def call(self, role: str, method: str) -> object:
         return NOTHING if method == "progress" else None
