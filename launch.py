@@ -14,7 +14,7 @@ import sys
 from contextlib import ExitStack
 from types import FrameType
 
-from common.config import STAGES, Config
+from common.config import COMMANDS, STAGES, Config
 from common.config_file import ConfigError, load_config, save_config
 from common.judge import JudgeError
 from common.queue import QueueError, ServerError
@@ -45,7 +45,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--config", required=True, help="YAML file; configs/quickstart.yaml runs on a 2-core CPU machine"
     )
-    parser.add_argument("--stages", help=f"only these stages, comma-separated, of {','.join(STAGES)}")
+    known = f"{','.join(STAGES)}; or commands: {','.join(COMMANDS)}"
+    parser.add_argument("--stages", help=f"only these stages, comma-separated, of {known}")
     parser.add_argument("--resume", action="store_true", help="go on with the run of this name")
     parser.add_argument("--check", action="store_true", help="print the plan and every problem, then stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
@@ -59,9 +60,12 @@ def read(arguments: argparse.Namespace) -> tuple[Config, list[str]]:
     except ConfigError as error:
         fail(str(error))
     wanted = arguments.stages.split(",") if arguments.stages else config.stages
-    if unknown := [stage for stage in wanted if stage not in STAGES]:
-        fail(f"--stages has {', '.join(unknown)}; the stages are {', '.join(STAGES)}")
-    return config, [stage for stage in STAGES if stage in wanted]
+    known = (*STAGES, *COMMANDS)
+    if unknown := [stage for stage in wanted if stage not in known]:
+        fail(
+            f"--stages has {', '.join(unknown)}; the stages are {', '.join(STAGES)}; the commands {', '.join(COMMANDS)}"
+        )
+    return config, [stage for stage in known if stage in wanted]
 
 
 def preflight(config: Config, stages: list[str], arguments: argparse.Namespace) -> None:
@@ -84,11 +88,12 @@ def write_run_files(config: Config) -> None:
 def run(config: Config, stages: list[str], cleanup: ExitStack) -> None:
     """Runs the stages; whatever happens, the roles are stopped before this returns."""
     from driver.cluster import Cluster, RoleError  # torch, ray and transformers load after the checks, not before
+    from driver.commands import CommandError
     from driver.disks import DiskError
     from driver.export import ExportError
     from driver.stages import StageError, run_stages
 
-    failed = (RoleError, StageError, ExportError, DiskError, CheckpointError, QueueError, ServerError)
+    failed = (RoleError, StageError, ExportError, CommandError, DiskError, CheckpointError, QueueError, ServerError)
     expected = (*failed, JudgeError, LabelError, DataError, OSError)
 
     cluster = Cluster(config)

@@ -199,6 +199,26 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class EvaluateRmConfig:
+    pairs: dict[str, str]
+    slice: str | None
+    rewardbench: str | None
+    prior_sets: dict[str, str]
+    rewardbench2: str | None
+    baseline: str | None
+    baseline_revision: str | None
+    batch_tokens: int
+
+
+@dataclass(frozen=True)
+class ExplainConfig:
+    prompt: str | None
+    responses: list[str]
+    file: str | None
+    rows: int
+
+
+@dataclass(frozen=True)
 class ExportConfig:
     push_to_hub: str | None
     private: bool
@@ -231,6 +251,8 @@ class Config:
     evaluate: EvaluateConfig
     export: ExportConfig
     report: ReportConfig
+    evaluate_rm: EvaluateRmConfig
+    explain: ExplainConfig
 
     @property
     def run_dir(self) -> Path:
@@ -238,3 +260,4 @@ class Config:
 
 
 STAGES = ("sft", "collect", "reward_model", "iterate", "evaluate", "export", "report")
+COMMANDS = ("evaluate_rm", "explain")  # accepted by --stages alone; never skipped, never part of a run's `stages`

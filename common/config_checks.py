@@ -9,7 +9,7 @@ import math
 import re
 from typing import Any
 
-from common.config import STAGES, Config, ExportConfig
+from common.config import COMMANDS, STAGES, Config, ExportConfig
 
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -62,6 +62,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "adaptation.replay_weight": (0, 10**3),
     "adaptation.lora_rank": (1, 1024),
     "adaptation.gpus": (0, 1),
+    "evaluate_rm.batch_tokens": (1, 10**9),
+    "explain.rows": (1, 10**6),
     "checkpoint.every_steps": (1, 10**7),
     "checkpoint.keep": (2, 10**4),
     "learner.reward_model.held_out_fraction": (0.01, 0.9),
@@ -78,7 +80,9 @@ def wrong_values(config: Config) -> list[str]:
         if not low <= (value := _get(config, key)) <= high:
             found.append(f"{key} is {value}; it must be between {low:g} and {high:g}")
     for stage in config.stages:
-        if stage not in STAGES:
+        if stage in COMMANDS:
+            found.append(f"stages has {stage!r}, which is a command; take it out, and run it by --stages {stage}")
+        elif stage not in STAGES:
             found.append(f"stages has {stage!r}; the stages are {', '.join(STAGES)}")
     return found + _contradictions(config)
 

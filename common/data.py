@@ -65,7 +65,7 @@ class PreferencePair:
 
 def read_prompts(source: str | Path, limit: int | None = None) -> list[PromptRow]:
     """All rows (or the first `limit`). Raises DataError, also where one id stands for two different prompts."""
-    rows = _read(source, _prompt_row, limit)
+    rows = read_checked(source, _prompt_row, limit)
     first: dict[str, tuple[Message, ...]] = {}
     twice = {row.prompt_id for row in rows if first.setdefault(row.prompt_id, row.messages) != row.messages}
     if twice:
@@ -75,17 +75,17 @@ def read_prompts(source: str | Path, limit: int | None = None) -> list[PromptRow
 
 def read_demonstrations(source: str | Path, limit: int | None = None) -> list[Demonstration]:
     """All rows (or the first `limit`). Raises DataError."""
-    return _read(source, lambda fields: Demonstration(_messages(fields), _text(fields, "response")), limit)
+    return read_checked(source, lambda fields: Demonstration(messages_of(fields), text_of(fields, "response")), limit)
 
 
 def read_ratings(source: str | Path, limit: int | None = None) -> list[RatedResponse]:
     """All rows (or the first `limit`); an empty response is allowed, since it can be rated. Raises DataError."""
-    return _read(source, _rated_response, limit)
+    return read_checked(source, _rated_response, limit)
 
 
 def read_pairs(source: str | Path, limit: int | None = None) -> list[PreferencePair]:
     """All rows (or the first `limit`). Raises DataError, also where chosen equals rejected."""
-    return _read(source, _preference_pair, limit)
+    return read_checked(source, preference_pair, limit)
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Fields]) -> None:
@@ -116,7 +116,7 @@ def to_fields(row: PromptRow | Demonstration | RatedResponse | PreferencePair) -
             return {"prompt": prompt, "chosen": row.chosen, "rejected": row.rejected}
 
 
-def _read(source: str | Path, parse: Callable[[Fields], Row], limit: int | None) -> list[Row]:
+def read_checked(source: str | Path, parse: Callable[[Fields], Row], limit: int | None) -> list[Row]:
     """Parses every row, so that one DataError can name every bad line (the first MAX_PROBLEMS of them)."""
     rows: list[Row] = []
     problems: list[str] = []
@@ -136,7 +136,7 @@ def _read(source: str | Path, parse: Callable[[Fields], Row], limit: int | None)
 
 
 def _prompt_row(fields: Fields) -> PromptRow:
-    messages = _messages(fields)
+    messages = messages_of(fields)
     given = fields.get("id")
     if given is not None and (isinstance(given, bool) or not isinstance(given, str | int) or given == ""):
         raise DataError(f'"id" is {short(given)}; wanted text or a whole number, or no "id" at all')
@@ -144,13 +144,15 @@ def _prompt_row(fields: Fields) -> PromptRow:
 
 
 def _rated_response(fields: Fields) -> RatedResponse:
-    return RatedResponse(_messages(fields), _text(fields, "response", may_be_empty=True), _scores(fields.get("scores")))
+    return RatedResponse(
+        messages_of(fields), text_of(fields, "response", may_be_empty=True), _scores(fields.get("scores"))
+    )
 
 
-def _preference_pair(fields: Fields) -> PreferencePair:
+def preference_pair(fields: Fields) -> PreferencePair:
     fields = _with_prompt(fields)
-    read = functools.partial(_text, fields, may_be_empty=True)
-    pair = PreferencePair(_messages(fields), read("chosen"), read("rejected"))
+    read = functools.partial(text_of, fields, may_be_empty=True)
+    pair = PreferencePair(messages_of(fields), read("chosen"), read("rejected"))
     if pair.chosen == pair.rejected:
         raise DataError(f'"chosen" and "rejected" are the same text, {short(pair.chosen)}; remove the row')
     return pair
@@ -161,24 +163,24 @@ def _with_prompt(fields: Fields) -> Fields:
     turns = [fields.get(side) for side in SIDES]
     if any(not isinstance(side, Sequence) or isinstance(side, str) or not side for side in turns):
         return fields
-    chosen, rejected = ([_message(side, turn) for turn in cast(Sequence[object], fields[side])] for side in SIDES)
+    chosen, rejected = ([message_of(side, turn) for turn in cast(Sequence[object], fields[side])] for side in SIDES)
     if chosen[:-1] != rejected[:-1] or {chosen[-1].role, rejected[-1].role} != {"assistant"}:
         raise DataError('"chosen" and "rejected" must be the same conversation up to a last turn of the assistant')
     prompt = [{"role": turn.role, "content": turn.content} for turn in chosen[:-1]]
     return {"prompt": prompt, "chosen": chosen[-1].content, "rejected": rejected[-1].content}
 
 
-def _messages(fields: Fields) -> tuple[Message, ...]:
+def messages_of(fields: Fields) -> tuple[Message, ...]:
     """The conversation under "prompt" (text: one user turn), which must end with a user turn."""
     key = next((name for name in PROMPT_KEYS if fields.get(name) is not None), None)
     if key is None:
         raise DataError(f'no "prompt"; got the keys {sorted(fields)}; wanted text or a list of {{"role", "content"}}')
     value = fields[key]
     if isinstance(value, str):
-        return (Message("user", _text(fields, key)),)
+        return (Message("user", text_of(fields, key)),)
     if not isinstance(value, Sequence) or not value:
         raise DataError(f'"{key}" is {short(value)}; wanted text or a non-empty list of {{"role", "content"}}')
-    messages = tuple(_message(key, turn) for turn in value)
+    messages = tuple(message_of(key, turn) for turn in value)
     if messages[-1].role != "user":
         raise DataError(
             f'"{key}" ends with a turn of the {messages[-1].role}; wanted a user turn, which the policy answers'
@@ -186,15 +188,15 @@ def _messages(fields: Fields) -> tuple[Message, ...]:
     return messages
 
 
-def _message(key: str, turn: object) -> Message:
+def message_of(key: str, turn: object) -> Message:
     if not isinstance(turn, Mapping) or not {"role", "content"} <= set(turn):
         raise DataError(f'"{key}" has the turn {short(turn)}; wanted {{"role": .., "content": ..}}')
     if turn["role"] not in ROLES:
         raise DataError(f'"{key}" has the role {short(turn["role"])}; wanted one of {", ".join(ROLES)}')
-    return Message(cast(str, turn["role"]), _text(turn, "content", may_be_empty=turn["role"] != "user"))
+    return Message(cast(str, turn["role"]), text_of(turn, "content", may_be_empty=turn["role"] != "user"))
 
 
-def _text(fields: Fields, key: str, may_be_empty: bool = False) -> str:
+def text_of(fields: Fields, key: str, may_be_empty: bool = False) -> str:
     value = fields.get(key)
     if not isinstance(value, str):
         got = f"is {short(value)}" if key in fields else f"is missing; got the keys {sorted(fields)}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.config import Config
+from common.config import COMMANDS, Config
 from common.config_file import ConfigError, differing_keys, read_saved, to_dict
 from driver.environment import check_versions, visible_gpus
 from driver.export import is_current
@@ -32,12 +32,14 @@ from driver.placement import (
     plan_lines,
     roles_of,
 )
+from driver.rm_checks import check_commands
 from driver.services import check_cluster, check_redis
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 QUEUE_STAGES = {"iterate"}
-# What a resumed run may change, since no number depends on it: where its services are, where its models go, what is shown
-FREE_ON_RESUME = ("cluster.", "redis.url", "redis.password_env", "export.", "report.tensorboard")
+# What a resumed run may change, since no number depends on it: where its services are, where its models go, what is shown,
+# what commands look at (whole sections: a run that is older than a command has none)
+FREE_ON_RESUME = ("cluster.", "redis.url", "redis.password_env", "export.", "report.tensorboard", *COMMANDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ def check(config: Config, stages: list[str], resume: bool) -> Report:
     check_data(config, stages, tokenizer, findings)
     check_labels(config, stages, findings)
     check_functions(config, findings)
+    check_commands(config, stages, findings)
     if "export" in stages:
         check_push(config.export, findings)
     if QUEUE_STAGES & set(stages):

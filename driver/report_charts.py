@@ -71,7 +71,7 @@ def line_chart(steps: Steps, values: Sequence[float], colour: str, scale: Scale,
     figure, (axes,) = _card(1)
     _line(axes, steps.values, values, colour, scale.smooth)
     _finish(axes, steps, scale)
-    return _svg(figure, label)
+    return as_svg(figure, label)
 
 
 def two_line_charts(steps: Steps, upper: Sequence[float], lower: Sequence[float], label: str) -> str:
@@ -83,7 +83,7 @@ def two_line_charts(steps: Steps, upper: Sequence[float], lower: Sequence[float]
     axes[0].tick_params(labelbottom=False)
     _finish(axes[1], steps, Scale(low=0.0, high=max([0.02, *(v for v in lower if math.isfinite(v))]) * 1.15))
     axes[1].yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.3g} %"))
-    return _svg(figure, label)
+    return as_svg(figure, label)
 
 
 def stacked_chart(steps: Steps, parts: Sequence[Sequence[float]], label: str) -> str:
@@ -96,7 +96,7 @@ def stacked_chart(steps: Steps, parts: Sequence[Sequence[float]], label: str) ->
         axes.fill_between(edges, base, top, color=COLOURS[colour], linewidth=0)
         base = top
     _finish(axes, steps, Scale(low=0.0, high=float(base.max()) * 1.05 or 1.0))
-    return _svg(figure, label)
+    return as_svg(figure, label)
 
 
 def interval_chart(steps: Steps, at: Sequence[float], points: Sequence[Interval], level: float, label: str) -> str:
@@ -104,7 +104,7 @@ def interval_chart(steps: Steps, at: Sequence[float], points: Sequence[Interval]
     figure, (axes,) = _card(1)
     _intervals(axes, at, points, "green")
     _finish(axes, steps, Scale(level=level))
-    return _svg(figure, label)
+    return as_svg(figure, label)
 
 
 def spark(steps: Steps, values: Sequence[float], colour: str, scale: Scale, label: str) -> str:
@@ -112,7 +112,7 @@ def spark(steps: Steps, values: Sequence[float], colour: str, scale: Scale, labe
     figure, axes = _small()
     _line(axes, steps.values, values, colour, len(values) >= SMOOTH_SPARK_FROM)
     _finish(axes, steps, scale, small=True)
-    return _svg(figure, label)
+    return as_svg(figure, label)
 
 
 def interval_spark(at: Sequence[float], points: Sequence[Interval], scale: Scale, label: str) -> str:
@@ -120,7 +120,7 @@ def interval_spark(at: Sequence[float], points: Sequence[Interval], scale: Scale
     figure, axes = _small()
     _intervals(axes, at, points, "green")
     _finish(axes, Steps(at, ()), scale, small=True)
-    return _svg(figure, label)
+    return as_svg(figure, label)
 
 
 # ---- parts
@@ -131,7 +131,7 @@ def _cycle(count: int) -> list[str]:
 
 
 def _card(rows: int) -> tuple[Figure, list[Axes]]:
-    figure = _figure(CARD)
+    figure = figure_of(CARD)
     height, bottom, gap = 0.83, 0.13, 0.07
     part = (height - gap * (rows - 1)) / rows
     places = [(0.135, bottom + (rows - 1 - row) * (part + gap), 0.845, part) for row in range(rows)]
@@ -139,11 +139,11 @@ def _card(rows: int) -> tuple[Figure, list[Axes]]:
 
 
 def _small() -> tuple[Figure, Axes]:
-    figure = _figure(SPARK)
+    figure = figure_of(SPARK)
     return figure, figure.add_axes((0.24, 0.2, 0.73, 0.7))
 
 
-def _figure(size: tuple[int, int]) -> Figure:
+def figure_of(size: tuple[int, int]) -> Figure:
     """72 dots to the inch: one point is one pixel of the page."""
     figure = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72)
     figure.patch.set_visible(False)
@@ -223,7 +223,7 @@ def tick(value: float) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def _svg(figure: Figure, label: str) -> str:
+def as_svg(figure: Figure, label: str) -> str:
     """The figure as an <svg> element: named for screen readers, themed, without ids that nothing refers to."""
     text = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):

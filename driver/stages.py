@@ -1,6 +1,7 @@
 """The stages of a run, in order; each a function of the run's context that reads and writes the run's directory.
 
     sft -> collect -> reward_model -> iterate -> evaluate -> export -> report
+    and the commands evaluate_rm, explain (driver/commands.py)
 
 A finished stage leaves `stages/<name>.json` with the hash of what it depended on; a resumed run skips it if the hash still
 matches and stops if it does not. Called by launch.py.
@@ -16,13 +17,14 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-from common.config import Config
+from common.config import COMMANDS, Config
 from common.data import read_prompts, write_jsonl
 from common.judge import JudgeItem, label_samples, load_function
 from common.models import absolute
 from driver import checkpoint
 from driver.adaptation import RewardModels, served_model
 from driver.cluster import Cluster
+from driver.commands import run_evaluate_rm, run_explain
 from driver.evaluation import format_table, gold_table
 from driver.export import Export, is_current
 from driver.long_calls import follow
@@ -158,6 +160,8 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "evaluate": run_evaluate,
     "export": run_export,
     "report": run_report,
+    "evaluate_rm": run_evaluate_rm,
+    "explain": run_explain,
 }
 
 # What a stage depends on: sections of the configuration, and files of the data section.
@@ -172,6 +176,8 @@ SECTIONS = {
     "evaluate": (("evaluate",), ()),
     "export": ((), ()),
     "report": (("report",), ()),
+    "evaluate_rm": (("evaluate_rm",), ()),
+    "explain": (("explain",), ()),
 }
 
 
@@ -229,7 +235,7 @@ def _hash(content: bytes) -> str:
 
 def _finished(run: Run, stage: str) -> bool:
     path = run.directory / "stages" / f"{stage}.json"
-    if not path.is_file() or stage in ("evaluate", "export", "report"):
+    if not path.is_file() or stage in ("evaluate", "export", "report", *COMMANDS):
         return False
     recorded, now = json.loads(path.read_text()), _key(run, stage)
     if changed := sorted(name for name in {*recorded, *now} if recorded.get(name) != now.get(name)):

@@ -1,0 +1,33 @@
+"""The commands of --stages that are no part of a run: evaluate_rm and explain. Never skipped, need no role.
+
+Called by driver/stages.py. What a user brought and cannot be used ends a command with one message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from common.config import Config
+from driver.explanation import explain_responses
+from driver.rm_evaluation import evaluate_reward_model
+from driver.run import Run
+
+
+class CommandError(RuntimeError):
+    """A command that cannot finish; says which and why."""
+
+
+def run_evaluate_rm(run: Run) -> None:
+    _run("evaluate_rm", evaluate_reward_model, run)
+
+
+def run_explain(run: Run) -> None:
+    _run("explain", explain_responses, run)
+
+
+def _run(name: str, command: Callable[[Config, Path], None], run: Run) -> None:
+    try:
+        command(run.config, run.directory)
+    except ValueError as error:  # models, tokenizers, texts and scores that cannot be used
+        raise CommandError(f"{name}: {error}") from error
