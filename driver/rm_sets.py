@@ -88,7 +88,8 @@ def _check_subsets(source: str, file: JudgedFile, known: tuple[str, ...], benchm
     unknown = sorted({row.slice for row in file.rows} - set(known))
     if unknown:
         raise DataError(
-            f"{source}: subset {unknown[0]!r} is none of {benchmark}'s ({', '.join(known)}); other data go into evaluate_rm.pairs"
+            f"{source}: subset {unknown[0]!r} is none of {benchmark}'s ({', '.join(known)}); "
+            "other data go into evaluate_rm.pairs"
         )
 
 
