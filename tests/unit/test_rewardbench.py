@@ -47,7 +47,7 @@ def test_the_two_xstest_subsets_weigh_154_and_250() -> None:
 
 
 def test_prior_sets_count_half_a_section() -> None:
-    prior = dict(zip(PRIOR_SETS, (0.6, 0.7, 0.8, 0.9), strict=True))
+    prior: dict[str, float] = dict(zip(PRIOR_SETS, (0.6, 0.7, 0.8, 0.9), strict=True))
     found = version_1(HALF_RIGHT, prior)
     assert found.prior == pytest.approx(0.75)
     assert found.overall_with_prior == pytest.approx((2 * 4 * 0.5 + 0.75) / 9)

@@ -77,10 +77,10 @@ def test_the_slope_is_least_squares_with_an_intercept() -> None:
     extra = rng.integers(-200, 200, 300).astype(float)
     logits = 0.7 + 0.3 * extra / 100 + rng.normal(0, 0.5, 300)
     found = length_slope(logits, extra)
-    expected = stats.linregress(extra / 100, logits)
-    assert found.mean == pytest.approx(expected.slope)
+    slope, _, _, _, error = stats.linregress(extra / 100, logits)
+    assert found.mean == pytest.approx(slope)
     assert found.low < 0.3 < found.high
-    assert found.high - found.low == pytest.approx(2 * 1.96 * expected.stderr, rel=0.15)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * float(error), rel=0.15)
 
 
 def test_the_robust_error_by_hand() -> None:
@@ -96,4 +96,4 @@ def test_the_robust_error_by_hand() -> None:
 
 def test_no_slope_without_lengths_that_differ() -> None:
     assert math.isnan(length_slope(np.ones(50), np.full(50, 7.0)).mean)
-    assert math.isnan(length_slope(np.ones(5), np.arange(5.0)).mean)
+    assert math.isnan(length_slope(np.ones(5), np.array([0.0, 1, 2, 3, 4])).mean)
