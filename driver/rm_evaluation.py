@@ -57,7 +57,7 @@ def _measure(config: Config, model: ModelSource, frozen: ModelSource | None, set
         scores[BASELINE] = _baseline_scores(frozen, config.rewarder, tokenizers[1], *batch)
     scores[LENGTH] = tokens[0][fits]
     by_scorer = {scorer: outcomes(kept, values) for scorer, values in scores.items()}
-    return results(described, frozen and frozen.name, kept, by_scorer, _extra_tokens(kept, by_scorer[LENGTH]))
+    return results(described, frozen and frozen.name, kept, by_scorer, extra_tokens(kept, by_scorer[LENGTH]))
 
 
 def _baseline_scores(
@@ -72,7 +72,7 @@ def _baseline_scores(
     return scores
 
 
-def _extra_tokens(sets: list[EvalSet], lengths: Mapping[str, list[Outcome]]) -> dict[str, Array]:
+def extra_tokens(sets: list[EvalSet], lengths: Mapping[str, list[Outcome]]) -> dict[str, Array]:
     """By how many tokens the right answer is the longer one, of each set of pairs."""
     return {
         judged.name: np.array([outcome.right[0] - outcome.wrong[0] for outcome in lengths[judged.name]])

@@ -21,7 +21,7 @@ from driver import preflight, rm_checks
 from driver.commands import CommandError, run_evaluate_rm
 from driver.findings import Findings
 from driver.rm_checks import check_commands
-from driver.rm_evaluation import evaluate_reward_model
+from driver.rm_evaluation import evaluate_reward_model, extra_tokens
 from driver.rm_measures import Outcome
 from driver.rm_results import results
 from driver.rm_scores import without_long_rows
@@ -48,6 +48,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(directory / "policy")
     model = GatedRewardModel.from_policy(directory / "policy", OBJECTIVES, 8, 1, 1.0, 2.0, 0)
     model.regression_layer.weight.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
+    model.gating.layers[-1].weight.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(2))
+    model.reward_transform_matrix.data[2] -= torch.tensor([0.9, 0.5, 1.0])
     model.save(directory / "gated", tokenizer)
     torch.manual_seed(2)
     config = LlamaConfig.from_pretrained(directory / "policy")
@@ -102,7 +104,7 @@ def test_pairs_beside_their_baselines(tmp_path: Path, models: Path, capsys: pyte
         "longer than rewarder.max_tokens": 1,
     }
     assert [(name, by["gated"]["rows"]) for name, by in mine["slices"].items()] == [("all", 120), ("a", 60), ("b", 60)]
-    expected = {"gated": gated_accuracy(models / "gated", rows[:120]), "longer answer": longer_accuracy(rows[:120])}
+    expected = {**model_accuracies(models / "gated", rows[:120]), "longer answer": longer_accuracy(rows[:120])}
     for scorer, share in expected.items():
         assert mine["slices"]["all"][scorer]["share"]["mean"] == pytest.approx(share)
     assert list(mine["calibration"]) == SCORERS[:3]
@@ -115,15 +117,22 @@ def test_pairs_beside_their_baselines(tmp_path: Path, models: Path, capsys: pyte
     assert first == ((tmp_path / "evaluate_rm.html").read_bytes(), (tmp_path / "evaluate_rm.json").read_bytes())
 
 
-def gated_accuracy(directory: Path, rows: Sequence[dict]) -> float:
-    """Written from the equations, one conversation at a time."""
+def model_accuracies(directory: Path, rows: Sequence[dict]) -> dict[str, float]:
+    """Of the gate and of a uniform gate; written from the equations, one conversation at a time."""
     model, tokenizer = GatedRewardModel.load(directory, "float32"), AutoTokenizer.from_pretrained(directory)
+    penalties = -model.reward_transform_matrix[2].detach() + torch.tensor([0.0, 0.0, 1.0])  # lambda of each objective
 
-    def score(prompt: str, response: str) -> float:
-        scores, gates = score_texts(model, tokenizer, [([Message("user", prompt)], response)], 64, 64)
-        return float((scores @ model.reward_transform_matrix.detach() * gates).sum())
+    def score(prompt: str, response: str) -> tuple[float, float]:
+        (r,), (g,) = score_texts(model, tokenizer, [([Message("user", prompt)], response)], 64, 64)
+        debiased = r - penalties * r[2]
+        return float(debiased @ g), float(debiased.sum() / 3)
 
-    return float(np.mean([score(r["prompt"], r["chosen"]) > score(r["prompt"], r["rejected"]) for r in rows]))
+    won = [
+        [a > b for a, b in zip(score(row["prompt"], row["chosen"]), score(row["prompt"], row["rejected"]), strict=True)]
+        for row in rows
+    ]
+    gated, uniform = np.mean(won, axis=0)
+    return {"gated": float(gated), "uniform gate": float(uniform)}
 
 
 def longer_accuracy(rows: Sequence[dict]) -> float:
@@ -182,6 +191,9 @@ def test_partial_benchmarks_say_so(tmp_path: Path, models: Path, capsys: pytest.
 # ---- the table, without a model
 
 
+PAIR = Judged((Answer((Message("user", "p"),), "y"),), (Answer((Message("user", "p"),), "n"),))
+
+
 def judged(name: str, slices: Sequence[str]) -> EvalSet:
     rows = tuple(
         Judged((Answer((Message("user", f"p{at}"),), "y"),), (Answer((Message("user", f"p{at}"),), "n"),), place)
@@ -202,6 +214,24 @@ def test_the_table_by_hand() -> None:
     )
     assert lines[8] == "  lost to equal scores: gated 1"
     assert "pairs in a half of the prompts; 20 wanted" in lines[10]
+
+
+def test_calibration_is_of_right_minus_wrong() -> None:
+    better = [Outcome((1.0 + at % 7,), (at % 3 * 1.5,)) for at in range(100)]
+    worse = [Outcome(outcome.wrong, outcome.right) for outcome in better]
+    scored = {"gated": {"s": better}, "baseline": {"s": worse}, "longer answer": {"s": better}}
+    found = results("m", "b", [judged("s", ["all"] * 100)], scored, {"s": np.arange(100.0)}).sets["s"]
+    assert found.slices["all"]["gated"].share.mean > 0.6 > found.slices["all"]["baseline"].share.mean
+    assert found.calibration["gated"].temperature > 0 and found.calibration["gated"].reason == ""
+    assert found.calibration["baseline"].reason == "the scores order the pairs no better than chance"
+    assert set(found.calibration) == {"gated", "baseline"}  # a length is no logit
+
+
+def test_extra_tokens_are_those_of_the_right_answer_and_of_pairs_alone() -> None:
+    best_of_n = EvalSet("n", (Judged(PAIR.right, PAIR.wrong * 2),), {})
+    lengths = {"s": [Outcome((7.0,), (3.0,)), Outcome((2.0,), (5.0,))], "n": [Outcome((1.0,), (1.0, 2.0))]}
+    found = extra_tokens([judged("s", ["a", "b"]), best_of_n], lengths)
+    assert list(found) == ["s"] and found["s"].tolist() == [4.0, -3.0]
 
 
 def test_rows_that_are_too_long_are_left_out_whole() -> None:
