@@ -48,7 +48,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(directory / "policy")
     model = GatedRewardModel.from_policy(directory / "policy", OBJECTIVES, 8, 1, 1.0, 2.0, 0)
     model.regression_layer.weight.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
-    model.gating.layers[-1].weight.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(2))
+    last = model.gating.layers[-1]
+    assert isinstance(last, torch.nn.Linear)
+    last.weight.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(2))
     model.reward_transform_matrix.data[2] -= torch.tensor([0.9, 0.5, 1.0])
     model.save(directory / "gated", tokenizer)
     torch.manual_seed(2)
