@@ -108,6 +108,8 @@ class SftConfig:
 
 @dataclass(frozen=True)
 class RewardTrainingConfig:
+    stage_1: str
+    feature_cache: str | None
     epochs: int
     batch_size: int
     learning_rate: float

@@ -20,6 +20,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "aggregation.kind": ("final_score", "grouped", "weighted_sum"),
     "aggregation.estimator": ("gaussian", "empirical"),
     "learner.kl_estimator": ("k2", "k3"),
+    "learner.reward_model.stage_1": ("regression", "ridge"),
     "iteration.policy_start": ("continue", "reset"),
     "adaptation.when": ("never", "iteration"),
     "adaptation.tier": ("gate", "lora"),
@@ -97,6 +98,11 @@ def _contradictions(config: Config) -> list[str]:
     verbosity = config.learner.reward_model.verbosity
     if verbosity is not None and verbosity not in names:
         found.append(f"learner.reward_model.verbosity is {verbosity!r}, which is not in rewarder.objectives")
+    if config.learner.reward_model.stage_1 == "ridge" and config.rewarder.preference is not None:
+        found.append(
+            f"learner.reward_model.stage_1 is ridge, which fits ratings, but rewarder.preference has the pairs train the head "
+            f"of {config.rewarder.preference!r}; use stage_1: regression, or rewarder.preference: null"
+        )
     if config.actors.top_p < 1:
         found.append("actors.top_p is below 1, but the learner's log-probs are over all tokens; set actors.top_p: 1")
     if config.learner.num_updates > config.learner.groups_per_step:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from common.types import Message
 
 PLACES = 2**32
+DIGITS = 8  # hexadecimal, of one split
 
 
 def prompt_key(messages: Sequence[Message]) -> str:
@@ -28,4 +29,10 @@ def opening_key(messages: Sequence[Message]) -> str:
 def is_held_out(messages: Sequence[Message], fraction: float) -> bool:
     """Whether a conversation falls on the held-out side, by a hash of its opening: two that open alike fall on the same side,
     and what a small fraction holds out a larger one does too."""
-    return int(opening_key(messages)[:8], 16) < int(fraction * PLACES)
+    return int(opening_key(messages)[:DIGITS], 16) < int(fraction * PLACES)
+
+
+def is_validation(messages: Sequence[Message], fraction: float) -> bool:
+    """A second split like is_held_out and independent of it, by other digits of the hash: which training conversations choose a
+    setting that the rest of them are fitted with."""
+    return int(opening_key(messages)[DIGITS : 2 * DIGITS], 16) < int(fraction * PLACES)

@@ -1,7 +1,8 @@
 """Trains the gated multi-objective reward model from ratings and pairs.
 
     stage 1  backbone + heads + gate: regression_weight * masked MSE of the objectives + Bradley-Terry of the gated score
-             (+ Bradley-Terry of the head that rewarder.preference names: pairs are that objective's labels)
+             (+ Bradley-Terry of the head that rewarder.preference names: pairs are that objective's labels);
+             or, with stage_1: ridge, heads alone, in closed form on the frozen backbone's hidden states (learner/ridge.py)
     debias   the verbosity matrix T from the predicted scores (rewarder/debias.py)
     stage 2  gate and its scale alone, Bradley-Terry on the debiased score, on cached hidden states
 
@@ -11,25 +12,31 @@ with a Bradley-Terry term follows SMORM (2507.07375).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from common.config import RewardTrainingConfig
+from common.split import is_validation
 from learner.batch import rank_micro_batches
 from learner.engine import Engine, num_ranks, reduce_sum
+from learner.feature_cache import cached_states, features_key
 from learner.losses import bradley_terry, masked_regression
 from learner.progress import Report
 from learner.reward_data import PromptSet
+from learner.ridge import Block, RidgeFit, fit_ridge
 from learner.schedule import cosine
 from rewarder.aggregate import debias
 from rewarder.model import GatedRewardModel, RewardOutput
 from rewarder.scoring import Rendered, collate
 
 GATE_PAIRS = 1024  # of one update
+RIDGE_HELD_OUT = 0.2  # of the training prompts, to pick each objective's alpha
+BLOCK_ROWS = 8192  # hidden states in hand at a time
 
 
 @dataclass(frozen=True)
@@ -141,22 +148,59 @@ def flatten(sets: Sequence[PromptSet]) -> tuple[list[Rendered], Tensor, Tensor, 
 
 
 def extract_features(
-    model: GatedRewardModel, sets: Sequence[PromptSet], micro_batch_tokens: int, rank: int, device: torch.device
+    model: GatedRewardModel,
+    sets: Sequence[PromptSet],
+    micro_batch_tokens: int,
+    rank: int,
+    device: torch.device,
+    cache: str | None = None,
 ) -> Features:
-    """Hidden states of every conversation, computed once, by all ranks together, in full precision."""
+    """Hidden states of every conversation, computed once, by all ranks together, without autocast; `cache` is the directory
+    that keeps them between runs, memory-mapped, where there is one."""
     rendered, ratings, pairs, prompt_of = flatten(sets)
-    prompt, response = None, None
+
+    def compute(states: Tensor) -> None:
+        _fill_states(states, model, rendered, micro_batch_tokens, rank, device)
+
+    shape = (2, len(rendered), model.sizes.hidden)
+    if cache is None:
+        compute(states := torch.zeros(shape))
+    else:
+        key = features_key(model.backbone, rendered, (device.type, micro_batch_tokens, num_ranks()))
+        states = cached_states(Path(cache), key, shape, compute)
+    return Features(states[0], states[1], pairs, ratings, prompt_of)
+
+
+def _fill_states(
+    states: Tensor,
+    model: GatedRewardModel,
+    rendered: Sequence[Rendered],
+    micro_batch_tokens: int,
+    rank: int,
+    device: torch.device,
+) -> None:
+    """Writes h_P and h_R of all rows into zeros [2, N, H]: each rank its own, then the sum over ranks, part by part."""
     for indices in rank_micro_batches([len(r.ids) for r in rendered], micro_batch_tokens, rank, num_ranks()):
         with torch.no_grad():
             output: RewardOutput = model(*collate([rendered[i] for i in indices] or rendered[:1], device))
-        if prompt is None or response is None:
-            prompt = torch.zeros(len(rendered), output.prompt_state.shape[-1])
-            response = torch.zeros_like(prompt)
-        prompt[indices], response[indices] = (
-            state[: len(indices)].cpu() for state in (output.prompt_state, output.response_state)
-        )
-    assert prompt is not None and response is not None, "there is at least one conversation"
-    return Features(reduce_sum(prompt), reduce_sum(response), pairs, ratings, prompt_of)
+        for kind, state in enumerate((output.prompt_state, output.response_state)):
+            states[kind, indices] = state[: len(indices)].cpu()
+    for part in states.flatten(0, 1).split(BLOCK_ROWS):
+        reduce_sum(part)
+
+
+def fit_heads(model: GatedRewardModel, features: Features, sets: Sequence[PromptSet]) -> RidgeFit:
+    """Stage 1 in closed form: the heads by ridge on the hidden states of these prompts; every rank does the same on its own
+    copy. Raises ValueError (learner/ridge.py)."""
+    picks = torch.tensor([is_validation(prompt.messages, RIDGE_HELD_OUT) for prompt in sets])[features.prompt_of]
+    fit = fit_ridge(_blocks(features, ~picks), _blocks(features, picks), model.objectives)
+    model.regression_layer.weight.data.copy_(fit.weight)
+    return fit
+
+
+def _blocks(features: Features, kept: Tensor) -> Iterator[Block]:
+    for rows in torch.nonzero(kept).flatten().split(BLOCK_ROWS):
+        yield features.response[rows], features.ratings[rows]
 
 
 def train_gate(

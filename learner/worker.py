@@ -90,7 +90,7 @@ class LearnerWorker(Watched):
 
     def reward_model(self, policy: str, ratings: str | None, pairs: str | None, directory: str) -> dict[str, float]:
         """Trains (or, where rewarder.model names one, only calibrates) the reward model and writes rm version 0."""
-        config, budget = self._config, self._learner.micro_batch_tokens
+        config = self._config
         model = self._reward_model(policy)
         given = config.rewarder.model
         tokenizer = self._tokenizer_of(policy)
@@ -101,14 +101,13 @@ class LearnerWorker(Watched):
             ratings, pairs, model.objectives, tokenizer, config.rewarder, fraction
         )
         model.to(self._device)
-        if given is None:
-            self._train_reward_model(model, training)
-        features = reward_training.extract_features(model, unseen, budget, self._rank, self._device)
+        fitted_heads = self._train_reward_model(model, training) if given is None else {}
+        features = self._features(model, unseen)
         column = preference_column(config.rewarder, model.objectives)
         aggregation = aggregation_of(config.aggregation, model.objectives)
         fitted = calibration.calibrate(model, features, aggregation, column)
         model.info = replace(model.info, calibration=fitted)
-        report = held_out.held_out_report(model, features, column)
+        report = held_out.held_out_report(model, features, column) | fitted_heads
         report["rm/pair_accuracy_length"] = held_out.length_accuracy(training, unseen)
         if self._rank == 0:
             model.save(directory, tokenizer)
@@ -133,19 +132,39 @@ class LearnerWorker(Watched):
             settings.gate_temperature,
             settings.initial_scale,
             self._config.run.seed,
+            # A frozen backbone computes hidden states as it will serve; a trained one holds its parameters in float32.
+            dtype=rewarder.dtype if settings.stage_1 == "ridge" else "float32",
             verbosity=settings.verbosity,
             revision=self._revision(policy),
         )
 
-    def _train_reward_model(self, model: GatedRewardModel, training: Sequence[reward_data.PromptSet]) -> None:
+    def _train_reward_model(
+        self, model: GatedRewardModel, training: Sequence[reward_data.PromptSet]
+    ) -> dict[str, float]:
+        """Stage 1 (heads, and the backbone where it is trained), debias, gate; returns the picked alphas of ridge."""
+        settings, alphas = self._learner.reward_model, {}
+        if settings.stage_1 == "regression":
+            self._train_by_gradient(model, training)
+        features = self._features(model, training)
+        if settings.stage_1 == "ridge":
+            picked = reward_training.fit_heads(model, features, training).alphas
+            alphas = {f"rm/ridge_alpha/{name}": alpha for name, alpha in zip(model.objectives, picked, strict=True)}
+        if settings.verbosity is not None:
+            scores = calibration.outputs(model, features).scores.cpu()
+            matrix = fit_debias(scores, model.objectives.index(settings.verbosity))
+            model.reward_transform_matrix.data.copy_(matrix)
+        if len(features.pairs):
+            reward_training.train_gate(model, features, settings, self._config.run.seed, self._report)
+        return alphas
+
+    def _train_by_gradient(self, model: GatedRewardModel, training: Sequence[reward_data.PromptSet]) -> None:
         settings, seed, budget = self._learner.reward_model, self._config.run.seed, self._learner.micro_batch_tokens
         # Stage 2 and calibration read the heads outside DeepSpeed, so the parameters stay whole: no ZeRO-3 here.
         whole = replace(self._learner, zero_stage=min(self._learner.zero_stage, 2))
         engine = Engine(model, whole, settings.learning_rate, self._device)
-        matrix = model.reward_transform_matrix
         reward_training.train_stage_1(
             engine,
-            matrix,
+            model.reward_transform_matrix,
             training,
             settings,
             preference_column(self._config.rewarder, model.objectives),
@@ -156,12 +175,10 @@ class LearnerWorker(Watched):
             self._report,
         )
         engine.free()
-        features = reward_training.extract_features(model, training, budget, self._rank, self._device)
-        if settings.verbosity is not None:
-            scores = calibration.outputs(model, features).scores.cpu()
-            matrix.data.copy_(fit_debias(scores, model.objectives.index(settings.verbosity)))
-        if len(features.pairs):
-            reward_training.train_gate(model, features, settings, seed, self._report)
+
+    def _features(self, model: GatedRewardModel, sets: Sequence[reward_data.PromptSet]) -> reward_training.Features:
+        budget, cache = self._learner.micro_batch_tokens, self._learner.reward_model.feature_cache
+        return reward_training.extract_features(model, sets, budget, self._rank, self._device, cache)
 
     # ---- the loop -----------------------------------------------------------------------------------------------------
 

@@ -82,6 +82,14 @@ def test_all_problems_come_at_once() -> None:
         ((*WEIGHTED, "aggregation.weights={a: 0}"), "aggregation.weights is {'a': 0.0}; give at least one"),
         ((*WEIGHTED, "aggregation.weights={a: 1, x: 1}"), "'x', which is not in rewarder.objectives"),
         ((*WEIGHTED, "aggregation.weights={a: .nan}"), "aggregation.weights has nan for 'a'"),
+        (
+            ("learner.reward_model.stage_1=ridge", "rewarder.objectives=[p]", "rewarder.preference=p"),
+            "stage_1 is ridge, which fits ratings, but rewarder.preference has the pairs train the head of 'p'",
+        ),
+        (
+            ("learner.reward_model.stage_1=lasso",),
+            "learner.reward_model.stage_1 is 'lasso'; it must be one of regression",
+        ),
         (("learner.reward_model.verbosity=long",), "'long', which is not in rewarder.objectives"),
         (("rewarder.preference=p",), "rewarder.preference is 'p', which is not in rewarder.objectives"),
         (("rewarder.programs={p: 'm:f'}",), "rewarder.programs names 'p', which is not in rewarder.objectives"),

@@ -7,7 +7,7 @@ import hashlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.split import is_held_out, prompt_key
+from common.split import is_held_out, is_validation, prompt_key
 from common.types import Message
 
 TEXT = st.text(st.characters(codec="utf-8"))
@@ -37,3 +37,10 @@ def test_one_turn_falls_where_it_fell_in_version_0_1(system: str, text: str) -> 
     for turns in (messages, ask(text)):
         key = hashlib.sha256("\x1e".join(f"{m.role}\x1f{m.content}" for m in turns).encode()).hexdigest()
         assert is_held_out(turns, 0.2) == (int(key[:8], 16) < int(0.2 * 2**32))
+
+
+def test_the_second_split_is_independent_of_the_first() -> None:
+    prompts = [ask(f"question {n}") for n in range(4000)]
+    training = [messages for messages in prompts if not is_held_out(messages, 0.5)]
+    picked = sum(is_validation(messages, 0.2) for messages in training)
+    assert 0.17 < picked / len(training) < 0.23
