@@ -1,6 +1,7 @@
 # make quickstart [SEED=n]   the whole loop in the sandbox (minutes, 2 cores); again: goes on where it stopped
 # make test                  every test: unit, integration, e2e, chaos
 # make check                 format, lint, types, import rules, unit tests (a minute)
+# make benchmarks           what scoring and closed-form heads cost (a quarter of an hour on an idle machine)
 # make sandbox-check         is the sandbox a fit instrument? (half an hour; units that have their row are skipped)
 # make study NAME=...        one study: what is missing is run, two units at once, then tables and plots are written to docs/
 # make studies               all of them
@@ -16,7 +17,7 @@ RUN := $(if $(filter 0,$(SEED)),quickstart,quickstart-seed$(SEED))
 export OMP_NUM_THREADS := 1
 export DS_BUILD_OPS := 0
 
-.PHONY: setup setup-gpu quickstart sandbox-check study studies test check lint unit integration e2e chaos lock clean
+.PHONY: setup setup-gpu quickstart sandbox-check study studies benchmarks test check lint unit integration e2e chaos lock clean
 
 setup: .venv/cpu.done
 
@@ -52,6 +53,10 @@ study: setup
 
 studies: setup
 	$(BIN)/python -m studies run
+
+benchmarks: setup
+	$(BIN)/python -m benchmarks.scoring
+	$(BIN)/python -m benchmarks.ridge
 
 test: setup
 	$(BIN)/python -m pytest
