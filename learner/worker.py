@@ -21,7 +21,7 @@ from common.config import Config, LearnerConfig
 from common.data import read_demonstrations
 from common.ledger import BatchAssembler, Ledger
 from common.types import FloatArray, IntArray, ScoredGroup
-from learner import calibration, held_out, reward_data, reward_training, sft
+from learner import calibration, held_out, length_bias, reward_data, reward_training, sft
 from learner.calibration import aggregation_of, preference_column
 from learner.engine import Engine, freeze, init_process_group
 from learner.progress import Watched
@@ -113,12 +113,26 @@ class LearnerWorker(Watched):
             model.save(directory, tokenizer)
             record = {
                 "report": report,
+                "length_bias": self._length_bias(model, features, unseen),
                 "calibration": fitted.to_dict(),
                 "seed": config.run.seed,
                 "held_out_prompts": len(unseen),
             }
             (Path(directory) / "report.json").write_text(json.dumps(record, indent=1))
         return report
+
+    def _length_bias(
+        self, model: GatedRewardModel, features: reward_training.Features, sets: Sequence[reward_data.PromptSet]
+    ) -> dict[str, length_bias.Correlations]:
+        output, names = calibration.outputs(model, features), model.objectives
+        verbosity = None if model.info.verbosity is None else names.index(model.info.verbosity)
+        tokens = torch.tensor([c.response_end - c.prompt_end for prompt in sets for c in prompt.conversations])
+        scores, gates, matrix = (
+            output.scores.cpu(),
+            output.gate_weights.cpu(),
+            model.reward_transform_matrix.detach().cpu(),
+        )
+        return length_bias.length_bias(scores, gates, matrix, names, verbosity, tokens, features.prompt_of)
 
     def _reward_model(self, policy: str) -> GatedRewardModel:
         rewarder, settings = self._config.rewarder, self._learner.reward_model

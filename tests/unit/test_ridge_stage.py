@@ -104,7 +104,10 @@ def test_the_heads_are_fitted_and_the_backbone_stays(
     report = train(world, tmp_path / "rm", monkeypatch)
     assert all(report[f"rm/r2/{name}"] > 0.99 for name in OBJECTIVES), "ratings are linear in the hidden states"
     assert all(report[f"rm/ridge_alpha/{name}"] <= 1 for name in OBJECTIVES)
-    assert json.loads((tmp_path / "rm" / "report.json").read_text())["report"] == report
+    record = json.loads((tmp_path / "rm" / "report.json").read_text())
+    assert record["report"] == report
+    assert set(record["length_bias"]) == {*OBJECTIVES, "gated score"}
+    assert record["length_bias"]["long"]["after"]["verbosity"] == 0
     made = GatedRewardModel.load(tmp_path / "rm", "float32")
     before = fresh(world)
     for name, value in before.backbone.state_dict().items():
