@@ -40,7 +40,7 @@ def features_key(backbone: PreTrainedModel, rendered: Sequence[Rendered], how: S
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     for ids, prompt_end, response_end in rendered:
-        digest.update(np.array([len(ids), prompt_end, response_end, *ids], dtype="<i8"))
+        digest.update(np.array([len(ids), prompt_end, response_end, *ids], dtype="<i8").tobytes())
     return digest.hexdigest()[:32]
 
 
