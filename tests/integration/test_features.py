@@ -35,7 +35,7 @@ def sets_of(policy: Path) -> list[PromptSet]:
 def extract(rank: int, ranks: int, root: str) -> None:
     torch.set_num_threads(1)
     policy, cpu = Path(root) / "policy", torch.device("cpu")
-    store = dist.FileStore(f"{root}/store-{ranks}", ranks)
+    store = dist.FileStore(f"{root}/store-{ranks}", ranks)  # pyright: ignore[reportPrivateImportUsage]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
     model = GatedRewardModel.from_policy(policy, OBJECTIVES, 8, 1, 1.0, 2.0, 0)
     sets = sets_of(policy)
@@ -54,7 +54,7 @@ def extract(rank: int, ranks: int, root: str) -> None:
 def test_two_ranks_have_what_one_has(tmp_path: Path) -> None:
     tiny_policy(tmp_path / "policy", 0)
     for ranks in (1, 2):
-        multiprocessing.spawn(extract, (ranks, str(tmp_path)), nprocs=ranks)
+        multiprocessing.spawn(extract, (ranks, str(tmp_path)), nprocs=ranks)  # pyright: ignore[reportPrivateImportUsage]
     want = torch.load(tmp_path / "memory-1-0.pt")
     for file in sorted(tmp_path.glob("*-*-*.pt")):
         for ours, theirs in zip(torch.load(file), want, strict=True):
