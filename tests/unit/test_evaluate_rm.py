@@ -222,7 +222,7 @@ def test_calibration_is_of_right_minus_wrong() -> None:
     better = [Outcome((1.0 + at % 7,), (at % 3 * 1.5,)) for at in range(100)]
     worse = [Outcome(outcome.wrong, outcome.right) for outcome in better]
     scored = {"gated": {"s": better}, "baseline": {"s": worse}, "longer answer": {"s": better}}
-    found = results("m", "b", [judged("s", ["all"] * 100)], scored, {"s": np.arange(100.0)}).sets["s"]
+    found = results("m", "b", [judged("s", ["all"] * 100)], scored, {"s": np.arange(100, dtype=np.float64)}).sets["s"]
     assert found.slices["all"]["gated"].share.mean > 0.6 > found.slices["all"]["baseline"].share.mean
     assert found.calibration["gated"].temperature > 0 and found.calibration["gated"].reason == ""
     assert found.calibration["baseline"].reason == "the scores order the pairs no better than chance"
