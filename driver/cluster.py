@@ -241,4 +241,4 @@ def log_dir() -> str:
 
 
 def _last_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[-1]
+    return str(error).strip().splitlines()[-1].rstrip(".")

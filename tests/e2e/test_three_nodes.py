@@ -138,10 +138,12 @@ def environment(nodes: Nodes, data: Path, runs: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_whole_node_is_killed_and_the_resumed_run_ends(
-    nodes: Nodes, environment: None, runs: Path, data: Path
+    nodes: Nodes, environment: None, first: Path, runs: Path, data: Path
 ) -> None:
+    settings = ["run.name=three", f"policy.model={first}/sft", *OPEN_ROUNDS]  # a policy that ends its responses
+
     def launch(*more: str) -> Launched:
-        return Launched(runs, data, "run.name=three", *OPEN_ROUNDS, *more, config="tests/e2e/three_nodes.yaml")
+        return Launched(runs, data, *settings, *more, config="tests/e2e/three_nodes.yaml")
 
     run = launch()
     run.wait_for("step 3/8")
