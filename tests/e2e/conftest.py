@@ -48,7 +48,7 @@ class Launched:
         """Command lines of processes of this run that are still alive."""
         return [_describe(process) for process in psutil.process_iter() if _environ(process).get(MARK) == self.mark]
 
-    def assert_gone(self, within_s: float = 60) -> None:
+    def assert_gone(self, within_s: float = 120) -> None:
         """Fails, naming them, if processes of the run outlive it by more than within_s."""
         deadline = time.monotonic() + within_s
         while (left := self.alive()) and time.monotonic() < deadline:
