@@ -24,14 +24,17 @@ TAG = "deepspeed"
 
 def init_process_group(rank: int, ranks: int, address: str, port: int, gpus: float) -> torch.device:
     """Joins the learner's process group (gloo on CPU, NCCL on GPUs) and returns this rank's device."""
-    # LOCAL_SIZE 0: ranks share nothing in /dev/shm, where DeepSpeed would leave 69 MB of each run for good (0.19)
-    local = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": 0, "LOCAL_SIZE": 0}
+    local = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": 0, "LOCAL_SIZE": 1}
     os.environ.update({key: str(value) for key, value in local.items()})
     os.environ.update({"MASTER_ADDR": address, "MASTER_PORT": str(port)})
     if gpus == 0:
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed  # reads DS_ACCELERATOR when it is imported
+    import deepspeed.ops
 
+    # Its shared-memory all-reduce for CPUs, which training does not use, would be compiled here, half a minute with a C++
+    # compiler, and leave 69 MB in /dev/shm for good (0.19).
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("nccl" if gpus else "gloo", verbose=False)
     return torch.device("cuda", 0) if gpus else torch.device("cpu")
 
