@@ -161,7 +161,7 @@ def test_a_whole_node_is_killed_and_the_resumed_run_ends(
     assert "resuming from step_2" in text and "ledger: every slot ended once (32 trained, 0 dropped)" in text
     rows = read_rows(runs / "three" / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(9))
-    assert all(row["staleness/max"] <= 1 and row["sync/max_logprob_diff"] <= 0.05 for row in rows[1:])
+    assert all(row["staleness/max"] <= 1 and row["sync/max_logprob_diff"] <= 0.25 for row in rows[1:])
     assert [row["rm/version"] for row in rows] == [0] * 5 + [1] * 4
     exported = runs / "three" / "export"
     assert {path.name for path in exported.iterdir()} >= {"policy", "reward_model"}
