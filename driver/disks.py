@@ -41,10 +41,10 @@ class Disks:
     def share(self, path: str | Path | None) -> None:
         """Gives every far node what is at `path`. What a far node has there of the run's directory is replaced if it differs;
         anywhere else that is the user's, and DiskError says so. Nothing for a path that is not there, such as a Hub id."""
-        source = Path(path or "")
-        ours = manifest(source) if self._far and path else None
-        for name, node in self._far.items() if ours else ():
-            self._give(name, node, source.resolve(), ours or {})
+        if not self._far or path is None or (ours := manifest(Path(path))) is None:
+            return
+        for name, node in self._far.items():
+            self._give(name, node, Path(path).resolve(), ours)
 
     @contextmanager
     def writing(self, path: str | Path) -> Iterator[str]:

@@ -50,7 +50,6 @@ class LoopState:
     step: int = 0
     iteration: int = 0
     first_slot: int = 0
-    ended: int = 0
     dropped: dict[int, str] = field(default_factory=dict)
     reward_model: str = ""
 
@@ -154,7 +153,7 @@ class Loop:
         sync = self._publisher.policy(state.step)
         self._sync_difference = sync.max_logprob_diff
         published = time.monotonic()
-        state.ended, state.dropped = status.ended, status.dropped
+        state.dropped = status.dropped
         self._admit()
         last_of_iteration = state.step == (state.iteration + 1) * self._config.iteration.steps
         gold = self._gold() if last_of_iteration else None
@@ -191,8 +190,8 @@ class Loop:
         steps_before = state.iteration * config.iteration.steps
         last = state.first_slot + config.iteration.steps * config.learner.groups_per_step + dropped
         assert state.step >= steps_before, "an iteration's steps follow those of the one before"
-        trained, staleness = state.ended - len(state.dropped), config.iteration.max_staleness
-        end = min(window_end(trained, state.dropped, staleness, config.learner.groups_per_step), last)
+        size = config.learner.groups_per_step
+        end = min(window_end(state.step * size, state.dropped, config.iteration.max_staleness, size), last)
         if end > self._admitted:
             self._queue.admit(range(self._admitted, end))
             self._admitted = end
@@ -205,7 +204,6 @@ class Loop:
             if all(status.ready for status in statuses):
                 return
             if len(statuses[0].dropped) > len(self._state.dropped):
-                self._state.ended += len(statuses[0].dropped) - len(self._state.dropped)
                 self._state.dropped = statuses[0].dropped
                 self._check_drops()
                 self._admit()
@@ -219,13 +217,18 @@ class Loop:
         answers = self._cluster.call_all(self._cluster.actors, "health", timeout_s=60)
         return sum(answer["tokens"] for answer in answers), sum(answer["busy_s"] for answer in answers)
 
+    @property
+    def _ended(self) -> int:
+        """Slots trained or dropped: each step trains groups_per_step."""
+        return self._state.step * self._config.learner.groups_per_step + len(self._state.dropped)
+
     def _check_drops(self) -> None:
         """A role that drops everything would look like picky filtering: too many drops end the run."""
         dropped = self._state.dropped
-        allowed = max(self._config.learner.groups_per_step, MAX_DROPPED_SHARE * self._state.ended)
+        allowed = max(self._config.learner.groups_per_step, MAX_DROPPED_SHARE * self._ended)
         if len(dropped) > allowed:
             reasons = "; ".join(list(dict.fromkeys(dropped.values()))[:3])
-            raise RoleError(f"{len(dropped)} of {self._state.ended} ended slots were dropped. Reasons: {reasons}")
+            raise RoleError(f"{len(dropped)} of {self._ended} ended slots were dropped. Reasons: {reasons}")
 
     def _check_stall(self, waited_s: float) -> None:
         if waited_s > (limit := self._config.cluster.call_timeout_s):
@@ -248,7 +251,7 @@ class Loop:
     def summary(self) -> str:
         """Trained and dropped slots, for people."""
         dropped = len(self._state.dropped)
-        return f"{self._state.ended - dropped} trained, {dropped} dropped"
+        return f"{self._ended - dropped} trained, {dropped} dropped"
 
     # ---- records ------------------------------------------------------------------------------------------------------
 

@@ -32,8 +32,8 @@ def init_process_group(rank: int, ranks: int, address: str, port: int, gpus: flo
     import deepspeed  # reads DS_ACCELERATOR when it is imported
     import deepspeed.ops
 
-    # Its shared-memory all-reduce for CPUs, which training does not use, would be compiled here, half a minute with a C++
-    # compiler, and leave 69 MB in /dev/shm for good (0.19).
+    # Its shared-memory all-reduce for CPUs, which training does not use, would be compiled here and leave 69 MB in /dev/shm
+    # for good (0.19).
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("nccl" if gpus else "gloo", verbose=False)
     return torch.device("cuda", 0) if gpus else torch.device("cpu")

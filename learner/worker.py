@@ -36,10 +36,9 @@ READ_RECORDS = 256
 
 @dataclass(frozen=True)
 class BatchStatus:
-    """Whether the next step's groups are here, how many slots have ended, the lowest that has not, and the drops."""
+    """Whether the next step's groups are here, the lowest slot that has not ended, and the drops."""
 
     ready: bool
-    ended: int
     next_slot: int
     dropped: dict[int, str]
 
@@ -226,9 +225,7 @@ class LearnerWorker(Watched):
         if not self._assembler.ready():
             for cursor, record in self._queue.read_scored(self._assembler.read_cursor, READ_RECORDS, block_s):
                 self._assembler.offer(cursor, record)
-        return BatchStatus(
-            self._assembler.ready(), self._ledger.ended, self._ledger.next_slot, dict(self._ledger.dropped)
-        )
+        return BatchStatus(self._assembler.ready(), self._ledger.next_slot, dict(self._ledger.dropped))
 
     def train(self, step: int) -> StepResult:
         """Trains on the next groups_per_step groups in slot order; the policy is then version `step`."""

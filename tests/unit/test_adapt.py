@@ -7,13 +7,11 @@ import copy
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from common.address import QueueAddress
 from common.config import Config
@@ -22,7 +20,6 @@ from common.judge import Preference
 from common.types import ScoredRecord, SlotDropped
 from learner.adapt import Method, fit_lora, logit_scale
 from learner.candidates import judged_sets, propose
-from learner.engine import init_single_rank
 from learner.evidence import Decision
 from learner.lora import LowRank, add_lora, merge_lora
 from learner.reward_training import extract_features
@@ -41,12 +38,7 @@ SETTINGS = (
 QUICK = ("adaptation.pairs=40", "adaptation.min_pairs=10")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def single_rank() -> Iterator[None]:
-    torch.set_num_threads(1)
-    init_single_rank()
-    yield
-    dist.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("single_rank")
 
 
 @pytest.fixture(scope="module")

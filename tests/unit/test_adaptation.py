@@ -154,11 +154,11 @@ def test_without_an_adapter_there_is_no_round(tmp_path: Path) -> None:
 
 
 def test_a_resumed_loop_serves_the_version_of_its_checkpoint(tmp_path: Path) -> None:
-    state = {"step": 3, "iteration": 1, "first_slot": 9, "ended": 9, "dropped": {"4": "long"}}
+    state = {"step": 3, "iteration": 1, "first_slot": 9, "dropped": {"4": "long"}}
     for step, more in ((3, {}), (6, {"reward_model": "rm/version_1"})):
         checkpoint.write_checkpoint(tmp_path / "checkpoints", step, state | more, lambda _: None, 2)
     older, newer = (read_loop_state(tmp_path / "checkpoints" / f"step_{step}") for step in (3, 6))
-    assert older == LoopState(3, 1, 9, 9, {4: "long"}) and newer.reward_model == "rm/version_1"
+    assert older == LoopState(3, 1, 9, {4: "long"}) and newer.reward_model == "rm/version_1"
     roles = Roles(NO)
     rm = models(tmp_path, roles)
     rm.load(newer.reward_model)

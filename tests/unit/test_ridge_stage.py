@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -23,7 +21,6 @@ from common.data import PreferencePair, RatedResponse, to_fields, write_jsonl
 from common.models import with_absolute_sources
 from common.types import Message
 from learner import reward_data
-from learner.engine import init_single_rank
 from learner.reward_training import extract_features, fit_heads
 from learner.worker import LearnerWorker
 from rewarder.model import GatedRewardModel
@@ -40,12 +37,7 @@ SETTINGS = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def single_rank() -> Iterator[None]:
-    torch.set_num_threads(1)
-    init_single_rank()
-    yield
-    dist.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("single_rank")
 
 
 @pytest.fixture(scope="module")
