@@ -20,7 +20,6 @@ from common.queue import Queue, QueueError
 from driver.findings import Findings, first_line
 
 TIMEOUT_S = 5.0
-LOCAL_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # what `ray start` writes and "auto" reads
 
 
 def check_redis(redis: RedisConfig, cluster: ClusterConfig, findings: Findings) -> None:
@@ -59,7 +58,11 @@ def check_cluster(cluster: ClusterConfig, findings: Findings) -> tuple[bool, flo
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=TIMEOUT_S).close()
     except (OSError, UnicodeError, OverflowError) as error:
-        findings.problem(f"cluster.address {address} does not answer ({first_line(error)}); is Ray running there?")
+        meant = f", which is {address} here," if cluster.address == "auto" else ""
+        findings.problem(
+            f"cluster.address is {cluster.address}{meant} but no Ray cluster answers there "
+            f"({first_line(error)}); start one with `ray start --head`, or give the host:port of one that runs"
+        )
         return False, None
     return True, _cluster_gpus(address, findings)
 
@@ -71,7 +74,10 @@ def _cluster_address(configured: str | None) -> str | None:
     given = os.environ.get("RAY_ADDRESS", "auto")
     if given not in ("", "auto", "local"):
         return given
-    return LOCAL_CLUSTER.read_text().strip() if LOCAL_CLUSTER.is_file() else None
+    # Written by `ray start --head` under Ray's own directory; a cluster that was killed leaves it behind.
+    directory = os.environ.get("RAY_TMPDIR", os.environ.get("TMPDIR", "/tmp"))
+    started = Path(directory) / "ray" / "ray_current_cluster"
+    return started.read_text().strip() if started.is_file() else None
 
 
 def _cluster_gpus(address: str, findings: Findings) -> float | None:

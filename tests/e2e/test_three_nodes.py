@@ -151,7 +151,7 @@ def test_a_whole_node_is_killed_and_the_resumed_run_ends(
     assert len(re.findall(r"node \w{8}", text.partition("run.dir is not shared")[0].splitlines()[-1])) == 2
     nodes.kill_one_with_roles()
     assert run.wait(120) == 1, run.log.read_text()[-3000:]
-    lost = re.search(r"error: \w+-\d (died|failed).* Dead: .*(actor|rewarder|learner)-\d", run.log.read_text())
+    lost = re.search(r"error: [\w-]+ (died|failed).* Dead: .*(actor|rewarder|learner)-\d", run.log.read_text())
     assert lost, run.log.read_text()[-3000:]
     run.assert_gone()
     nodes.add()

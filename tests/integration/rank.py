@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
@@ -95,6 +96,8 @@ def main() -> None:
     if rank == 0:
         save_file(parameters, out / "parameters.safetensors")
         (out / "metrics.json").write_text(json.dumps(metrics))
+    dist.barrier()
+    dist.destroy_process_group()  # gloo's threads may not outlive it: std::terminate at exit
 
 
 def _engine(policy: str, config: LearnerConfig, device: torch.device) -> Engine:

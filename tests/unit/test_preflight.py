@@ -261,9 +261,16 @@ def test_a_cluster_needs_a_redis_of_its_own(
         check(address, url, "actors.num=3", "actors.gpus=1")
     )
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(services, "LOCAL_CLUSTER", tmp_path / "none")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     assert "no Ray cluster runs here" in only(check("cluster.address=auto", url))
-    assert "127.0.0.1:1 does not answer" in only(check("cluster.address='127.0.0.1:1'", url))
+    left = tmp_path / "ray" / "ray_current_cluster"  # of a cluster that was killed
+    left.parent.mkdir()
+    left.write_text("127.0.0.1:1")
+    answer = only(check("cluster.address=auto", url))
+    assert (
+        "auto, which is 127.0.0.1:1 here, but no Ray cluster answers there" in answer and "ray start --head" in answer
+    )
+    assert "is 127.0.0.1:1 but no Ray cluster answers there" in only(check("cluster.address='127.0.0.1:1'", url))
     assert "must be null, auto or host:port" in only(check("cluster.address=here", url))
 
 
