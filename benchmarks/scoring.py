@@ -18,13 +18,23 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import DynamicCache, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from benchmarks.measure import Row, in_turns, publish, rate, ratio
 from common.types import Message
 from rewarder.layout import ARMORM_OBJECTIVES, HeadSizes, RewardModelInfo
 from rewarder.model import GatedRewardModel, RewardOutput
-from rewarder.scoring import Conversation, Rendered, batches, collate, render, score_responses, score_texts
+from rewarder.scoring import (
+    Conversation,
+    Rendered,
+    batches,
+    collate,
+    render,
+    score_responses,
+    score_texts,
+    states_of_group,
+    states_on_prompt,
+)
 
 RESPONSES = 8  # of a group
 LEAST_RATIO = 0.85
@@ -42,7 +52,11 @@ def main() -> None:
     parser.add_argument("--responses", type=int, nargs=2, default=(64, 512), metavar=("MIN", "MAX"), help="tokens")
     parser.add_argument("--prompt", type=int, default=128, help="tokens")
     parser.add_argument(
-        "--prefixes", type=int, nargs="*", default=(64, 256, 1024), help="prompts of the experiment, tokens"
+        "--prefixes",
+        type=int,
+        nargs="*",
+        default=(16, 32, 64, 128, 256, 1024),
+        help="prompts that are shared or not, tokens",
     )
     parser.add_argument("--batch-tokens", type=int, default=1024, help="of a pass, pads included")
     parser.add_argument("--out", type=Path, default=Path("data/benchmarks"))
@@ -55,7 +69,7 @@ def main() -> None:
     rows += gate_rows(model, tokenizer, groups, asked.repeats)
     for prompt in asked.prefixes:
         some = make_groups(max(1, asked.groups // 4), prompt, lengths)
-        rows += prefix_rows(model, tokenizer, some, prompt, asked.repeats)
+        rows += prefix_rows(model, tokenizer, some, prompt, asked.batch_tokens, asked.repeats)
     settings = {name: value for name, value in vars(asked).items() if name != "out"}
     publish("scoring", settings | {"parameters": num_parameters(model.backbone)}, rows, asked.out)
 
@@ -76,30 +90,39 @@ def scoring_rows(
     packed = pack([r.ids for r in rendered], batch_tokens)
     tokens = sum(len(r.ids) for r in rendered)
     longest = max(len(r.ids) for r in rendered)
-    by_prompt: list[list[Conversation]] = [[([p], text) for text in responses] for p, responses in groups]
+    parts = [[render(tokenizer, [prompt], text) for text in responses] for prompt, responses in groups]
     seconds = in_turns(
         {
             "packed": lambda: [bare(model, ids) for ids in packed],
             "sorted": lambda: score_texts(model, tokenizer, texts, longest, batch_tokens),
-            "groups": lambda: [score_responses(model, tokenizer, [p], rs, longest) for p, rs in groups],
-            "cut": lambda: [score_texts(model, tokenizer, part, longest, batch_tokens) for part in by_prompt],
+            "served": lambda: [score_responses(model, tokenizer, [p], rs, longest, batch_tokens) for p, rs in groups],
+            "whole": lambda: [states_of_group(model, part, batch_tokens) for part in parts],
+            "pass": lambda: [states_of_group(model, part, RESPONSES * longest) for part in parts],
             "render": lambda: [render(tokenizer, *text) for text in texts],
         },
         repeats,
     )
-    by_length = list(batches([len(r.ids) for r in rendered], batch_tokens))
-    by_group = [list(range(start, start + RESPONSES)) for start in range(0, len(rendered), RESPONSES)]
+    lengths = [len(r.ids) for r in rendered]
+    starts = range(0, len(lengths), RESPONSES)
+    by_group = [
+        [start + i for i in batch]
+        for start in starts
+        for batch in batches(lengths[start : start + RESPONSES], batch_tokens)
+    ]
+    one_pass = [list(range(start, start + RESPONSES)) for start in starts]
+    limit = (">", LEAST_RATIO)
     return [
         rate("bare backbone, packed", sum(ids.numel() for ids in packed), seconds["packed"], "tokens/s"),
-        rate("rewarder, batches sorted by length", tokens, seconds["sorted"], "tokens/s"),
-        rate("rewarder, a group in one pass (as served)", tokens, seconds["groups"], "tokens/s"),
-        rate("rewarder, a group in batches sorted by length", tokens, seconds["cut"], "tokens/s"),
-        ratio("sorted / bare", seconds["packed"], seconds["sorted"], "", (">", LEAST_RATIO)),
-        ratio("a group in one pass / bare", seconds["packed"], seconds["groups"], ""),
-        ratio("a group in sorted batches / bare", seconds["packed"], seconds["cut"], ""),
-        Row("pads, sorted", padding(rendered, by_length), "of the positions"),
-        Row("pads, a group in one pass", padding(rendered, by_group), "of the positions"),
-        ratio("rendering / scoring, sorted", seconds["render"], seconds["sorted"], "of the time"),
+        rate("rewarder, groups as served", tokens, seconds["served"], "tokens/s"),
+        rate("rewarder, a set of texts (evaluate_rm)", tokens, seconds["sorted"], "tokens/s"),
+        ratio("groups as served / bare", seconds["packed"], seconds["served"], "", limit),
+        ratio("set of texts / bare", seconds["packed"], seconds["sorted"], "", limit),
+        ratio("hidden states of groups, prompt in each pass / bare", seconds["packed"], seconds["whole"], ""),
+        ratio("hidden states of groups, each in one pass / bare", seconds["packed"], seconds["pass"], ""),
+        Row("pads, set of texts", padding(rendered, list(batches(lengths, batch_tokens))), "of the positions"),
+        Row("pads, groups", padding(rendered, by_group), "of the positions"),
+        Row("pads, groups each in one pass", padding(rendered, one_pass), "of the positions"),
+        ratio("rendering / scoring a set of texts", seconds["render"], seconds["sorted"], "of the time"),
     ]
 
 
@@ -134,16 +157,22 @@ def prefix_rows(
     tokenizer: PreTrainedTokenizerFast,
     groups: Sequence[Group],
     prompt_tokens: int,
+    batch_tokens: int,
     repeats: int,
 ) -> list[Row]:
-    """The whole conversation of each response, against the prompt once and the responses on its keys and values."""
+    """Hidden states from whole conversations, against the prompt once and the responses on its keys and values."""
     rendered = [[render(tokenizer, [prompt], text) for text in responses] for prompt, responses in groups]
     for group in rendered:
-        torch.testing.assert_close(prefix_once(model, group), forward(model, group).scores, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(
+            states_on_prompt(model, group, batch_tokens),
+            states_of_group(model, group, batch_tokens),
+            atol=1e-4,
+            rtol=1e-3,
+        )
     seconds = in_turns(
         {
-            "whole": lambda: [forward(model, group) for group in rendered],
-            "prefix": lambda: [prefix_once(model, group) for group in rendered],
+            "whole": lambda: [states_of_group(model, group, batch_tokens) for group in rendered],
+            "prefix": lambda: [states_on_prompt(model, group, batch_tokens) for group in rendered],
         },
         repeats,
     )
@@ -158,27 +187,6 @@ def forward(model: GatedRewardModel, rendered: Sequence[Rendered]) -> RewardOutp
 @torch.no_grad()
 def bare(model: GatedRewardModel, ids: Tensor) -> Tensor:
     return model.backbone(input_ids=ids, use_cache=False).last_hidden_state
-
-
-@torch.no_grad()
-def prefix_once(model: GatedRewardModel, rendered: Sequence[Rendered]) -> Tensor:
-    """Scores [G, K] of one group; the prompt passes through the backbone once, and so does the gate."""
-    start = rendered[0].prompt_end + 1
-    cache = DynamicCache(config=model.backbone.config)
-    ids = torch.tensor([rendered[0].ids[:start]])
-    prompt = model.backbone(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
-    cache.batch_repeat_interleave(len(rendered))
-    rest = collate([Rendered(r.ids[start:], 0, r.response_end - start) for r in rendered])
-    seen = torch.cat([torch.ones(len(rendered), start, dtype=torch.bool), rest.attention_mask], 1)
-    hidden = model.backbone(
-        input_ids=rest.input_ids,
-        attention_mask=seen,
-        position_ids=torch.arange(start, seen.shape[1])[None].expand(len(rendered), -1),
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
-    rows = torch.arange(len(rendered))
-    return model.heads(prompt[:, -1], hidden[rows, rest.response_end]).scores
 
 
 # ---- what it is measured on -------------------------------------------------------------------------------------------

@@ -83,6 +83,7 @@ class RewarderConfig:
     preference: str | None
     dtype: str
     max_tokens: int
+    batch_tokens: int
     truncation_penalty: float
 
 

@@ -39,6 +39,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "actors.tensor_parallel": (1, 64),
     "actors.gpu_memory_utilization": (0.05, 1),
     "rewarder.num": (1, 10**4),
+    "rewarder.batch_tokens": (1, 10**9),
     "rewarder.truncation_penalty": (-(10**3), 0),
     "aggregation.weight_floor": (0, 1),
     "aggregation.probability_floor": (0, 0.2),

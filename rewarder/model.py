@@ -94,10 +94,16 @@ class GatedRewardModel(nn.Module):
         """input_ids [B, T] int, attention_mask [B, T] (True = keep, padded on the right), prompt_end [B] and
         response_end [B]: index of the last token of the prompt and of the response. Raises ValueError for positions
         outside the text."""
+        return self.heads(*self.states(input_ids, attention_mask, prompt_end, response_end))
+
+    def states(
+        self, input_ids: Tensor, attention_mask: Tensor, prompt_end: Tensor, response_end: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """h_P and h_R [B, H] of the same input, in the backbone's dtype."""
         check_positions(attention_mask, prompt_end, response_end)
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         rows = torch.arange(hidden.shape[0], device=hidden.device)
-        return self.heads(hidden[rows, prompt_end], hidden[rows, response_end])
+        return hidden[rows, prompt_end], hidden[rows, response_end]
 
     def heads(self, prompt_state: Tensor, response_state: Tensor) -> RewardOutput:
         """Scores and gate of hidden states h_P, h_R [..., H] (cached features train the heads without the backbone)."""

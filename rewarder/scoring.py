@@ -1,4 +1,5 @@
-"""Text to scores: rendering with known positions, right-padded batches, one gate per prompt.
+"""Text to scores: rendering with known positions, right-padded batches sorted by length, one gate per prompt; a long
+prompt passes through the backbone once for all its responses.
 
 Owns how a conversation becomes tokens for the reward model; the rewarder's worker scores groups with `score_responses`,
 the learner's reward-model stages and evaluations use `render`, `batches` and `collate`, or `score_texts`. Rendering is
@@ -11,15 +12,21 @@ turn.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from common.types import Message
 from rewarder.model import GatedRewardModel, RewardOutput
+
+BATCH_TOKENS = 4096
+SHARED_PROMPT_TOKENS = (
+    64  # from here on a prompt is cheaper once for a group than in each response's pass (docs/benchmarks.md)
+)
 
 Conversation = tuple[Sequence[Message], str]
 
@@ -116,26 +123,66 @@ def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
 
 
 @torch.no_grad()
-def _forward(model: GatedRewardModel, conversations: Sequence[Rendered]) -> RewardOutput:
-    return model(*collate(conversations, model.device))
-
-
 def score_responses(
     model: GatedRewardModel,
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
     responses: Sequence[str],
     max_tokens: int,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> tuple[Tensor, Tensor]:
-    """One group in one forward pass: raw scores [G, K] and the prompt's gate weights [K], float32 on the CPU.
+    """One group: raw scores [G, K] and the prompt's gate weights [K], float32 on the CPU.
 
-    The gate sees only the prompt, so it is taken once and is the same for every response. Raises
-    ConversationTooLong."""
+    batch_tokens bounds the padded tokens of a forward pass; which responses share one depends on this group alone, so
+    that scores repeat bit by bit. The gate sees only the prompt and is taken once. Raises ConversationTooLong."""
     if not responses:
         raise ValueError("score_responses got no responses; want at least one")
     rendered = [check_length(render(tokenizer, messages, response), max_tokens) for response in responses]
-    output = _forward(model, rendered)
-    return output.scores.cpu(), output.gate_weights[0].cpu()
+    # A recurrent backbone has no keys and values to hand on.
+    share = len(rendered) > 1 and rendered[0].prompt_end >= SHARED_PROMPT_TOKENS and not model.backbone._is_stateful
+    output = model.heads(*(states_on_prompt if share else states_of_group)(model, rendered, batch_tokens))
+    return output.scores.cpu(), output.gate_weights.cpu()
+
+
+@torch.no_grad()
+def states_of_group(model: GatedRewardModel, rendered: Sequence[Rendered], batch_tokens: int) -> tuple[Tensor, Tensor]:
+    """h_P [H] of the prompt that all `rendered` begin with and h_R [G, H], from whole conversations."""
+    cut = list(batches([len(r.ids) for r in rendered], batch_tokens))
+    parts = [model.states(*collate([rendered[i] for i in batch], model.device)) for batch in cut]
+    return parts[0][0][0], _in_order(cut, [responses for _, responses in parts])
+
+
+@torch.no_grad()
+def states_on_prompt(model: GatedRewardModel, rendered: Sequence[Rendered], batch_tokens: int) -> tuple[Tensor, Tensor]:
+    """The same with one pass of the prompt, and the responses on its keys and values. Equal but for rounding."""
+    prompt = rendered[0].ids[: rendered[0].prompt_end + 1]
+    cache, ids = DynamicCache(config=model.backbone.config), torch.tensor([prompt], device=model.device)
+    prompt_state = model.backbone(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[0, -1]
+    rest = [Rendered(r.ids[len(prompt) :], 0, r.response_end - len(prompt)) for r in rendered]
+    cut = list(batches([len(r.ids) for r in rest], batch_tokens))
+    parts = [_states_after(model, copy.deepcopy(cache), len(prompt), [rest[i] for i in batch]) for batch in cut]
+    return prompt_state, _in_order(cut, parts)
+
+
+def _in_order(cut: Sequence[Sequence[int]], parts: Sequence[Tensor]) -> Tensor:
+    """The rows of all parts [B, H], each dealt there by `cut`, at their indices [G, H]."""
+    rows = torch.tensor([index for batch in cut for index in batch])
+    return torch.cat(list(parts))[rows.argsort().to(parts[0].device)]
+
+
+def _states_after(model: GatedRewardModel, cache: DynamicCache, start: int, rest: Sequence[Rendered]) -> Tensor:
+    """h_R [B, H] of responses that begin at position `start`; the cache, of one row, is used up."""
+    cache.batch_repeat_interleave(len(rest))
+    batch = collate(rest, model.device)
+    mask = torch.cat([batch.attention_mask.new_ones(len(rest), start), batch.attention_mask], 1)
+    hidden = model.backbone(
+        input_ids=batch.input_ids,
+        attention_mask=mask,
+        position_ids=torch.arange(start, mask.shape[1], device=model.device)[None].expand(len(rest), -1),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    return hidden[torch.arange(len(rest), device=model.device), batch.response_end]
 
 
 def score_texts(
@@ -153,6 +200,7 @@ def score_texts(
     scores = torch.zeros(len(rendered), len(model.objectives))
     gates = torch.zeros_like(scores)
     for batch in batches([len(r.ids) for r in rendered], batch_tokens):
-        output = _forward(model, [rendered[i] for i in batch])
+        with torch.no_grad():
+            output: RewardOutput = model(*collate([rendered[i] for i in batch], model.device))
         scores[batch], gates[batch] = output.scores.cpu(), output.gate_weights.cpu()
     return scores, gates

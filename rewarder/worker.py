@@ -1,8 +1,8 @@
 """One rewarder: a Ray actor that scores rollout groups. The only file of the rewarder that knows the queue.
 
 A thread takes groups from `{run}:rollouts`, scores each by the reward model in place, hands it on to `{run}:scored`.
-One group is one forward pass, so a group's scores do not depend on which other groups were waiting: repeated runs are
-bit-identical. The driver switches reward models between groups and brings the references of each iteration.
+A group shares no forward pass with another, so its scores do not depend on which other groups were waiting: repeated runs
+are bit-identical. The driver switches reward models between groups and brings the references of each iteration.
 """
 
 from __future__ import annotations
@@ -159,7 +159,8 @@ class RewarderWorker:
         return torch.from_numpy(np.array(reference))
 
     def _raw_scores(self, messages: Sequence[Message], responses: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        return score_responses(self._model, self._tokenizer, messages, responses, self._config.max_tokens)
+        limits = self._config.max_tokens, self._config.batch_tokens
+        return score_responses(self._model, self._tokenizer, messages, responses, *limits)
 
     def _reference(self, sample: ReferenceSamples) -> FloatArray:
         with torch.no_grad():
