@@ -123,6 +123,7 @@ class RewardTrainingConfig:
     initial_scale: float
     held_out_fraction: float
     verbosity: str | None
+    baseline: bool
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from common.config import COMMANDS, STAGES, Config, ExportConfig
+from common.reward_checks import wrong_reward_training
 
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -96,14 +97,7 @@ def _contradictions(config: Config) -> list[str]:
     if config.aggregation.kind == "weighted_sum":
         found += _wrong_weights(config.aggregation.weights, names)
     found += _wrong_label_sources(config.rewarder.programs, config.rewarder.preference, names)
-    verbosity = config.learner.reward_model.verbosity
-    if verbosity is not None and verbosity not in names:
-        found.append(f"learner.reward_model.verbosity is {verbosity!r}, which is not in rewarder.objectives")
-    if config.learner.reward_model.stage_1 == "ridge" and config.rewarder.preference is not None:
-        found.append(
-            f"learner.reward_model.stage_1 is ridge, which fits ratings, but rewarder.preference has the pairs train the head "
-            f"of {config.rewarder.preference!r}; use stage_1: regression, or rewarder.preference: null"
-        )
+    found += wrong_reward_training(config)
     if config.actors.top_p < 1:
         found.append("actors.top_p is below 1, but the learner's log-probs are over all tokens; set actors.top_p: 1")
     if config.learner.num_updates > config.learner.groups_per_step:

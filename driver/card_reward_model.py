@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,7 @@ def _held_out(report: RewardModel | None) -> str:
         return "This run did not measure it: it was given ready-made."
     pairs = [
         ("pair accuracy", interval(report.accuracy)),
+        *_baseline_row(report),
         ("pair accuracy with a uniform gate", fixed(report.uniform_accuracy)),
         ("pair accuracy by length alone", fixed(report.length_accuracy)),
         ("held-out pairs", number(report.pairs)),
@@ -127,6 +129,13 @@ def _held_out(report: RewardModel | None) -> str:
     columns = ["term of the reward", "temperature", "log loss", "log loss at 1", "Brier", "ECE", "pairs"]
     words = "A temperature makes differences of a term log-odds; it was fitted on one half of the pairs, shown on the other."
     return f"{table(['measured', ''], pairs)}\n\nCalibration. {words}\n\n{table(columns, fits)}"
+
+
+def _baseline_row(report: RewardModel) -> list[tuple[str, str]]:
+    """Where one was trained beside it."""
+    if not math.isfinite(report.baseline_accuracy.mean):
+        return []
+    return [("pair accuracy of a plain Bradley-Terry model of the same pairs", interval(report.baseline_accuracy))]
 
 
 def _reward_model_settings(config: Config) -> list[tuple[str, object]]:

@@ -17,14 +17,19 @@ CURVES = {  # what is said of a step line, and its unit
 
 
 def format_accuracy(report: Mapping[str, float]) -> str:
-    """Held-out pair accuracy with its interval, beside a uniform gate, length alone and chance; `report` is that of
-    rm/version_N/report.json."""
+    """Held-out pair accuracy with its interval, beside the Bradley-Terry baseline (where there is one), a uniform gate, length
+    alone and chance; `report` is that of rm/version_N/report.json."""
+    baseline = "rm/pair_accuracy_baseline"
+    beside = f"Bradley-Terry baseline {_with_interval(report, baseline)}, " if baseline in report else ""
     return (
-        f"held-out pair accuracy {report['rm/pair_accuracy']:.3f} "
-        f"[{report['rm/pair_accuracy_low']:.3f}, {report['rm/pair_accuracy_high']:.3f}] (uniform gate "
+        f"held-out pair accuracy {_with_interval(report, 'rm/pair_accuracy')} ({beside}uniform gate "
         f"{report['rm/pair_accuracy_uniform_gate']:.3f}, length alone {report['rm/pair_accuracy_length']:.3f}, chance "
         f"{CHANCE:.3f}; {report['rm/held_out_pairs']:.0f} pairs)"
     )
+
+
+def _with_interval(report: Mapping[str, float], name: str) -> str:
+    return f"{report[name]:.3f} [{report[f'{name}_low']:.3f}, {report[f'{name}_high']:.3f}]"
 
 
 def summary_without_judge(directory: Path) -> list[str]:

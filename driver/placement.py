@@ -126,15 +126,15 @@ def plan_lines(roles: Sequence[Role], room: Room) -> list[str]:
 
 
 def disk_bytes(config: Config, stages: Sequence[str], policy: int | None, rewarder: int | None) -> float | None:
-    """What the run directory may hold: checkpoints (one more while one is written), the versions of the RM, the exports."""
+    """What the run directory may hold: checkpoints (one more while one is written), the versions of the RM, its baseline, the
+    exports."""
     if policy is None:
         return None
     checkpoints = (config.checkpoint.keep + 1) * CHECKPOINT_BYTES * policy if "iterate" in stages else 0
     sft = 4 * policy if "sft" in stages else 0
     rounds = config.iteration.num - 1 if config.adaptation.enabled and "iterate" in stages else 0
-    rm = (
-        4 * (rewarder or policy) * (rounds + ("reward_model" in stages) + ("export" in stages))
-    )  # the export has a copy
+    made = ("reward_model" in stages) * (1 + config.learner.reward_model.baseline)
+    rm = 4 * (rewarder or policy) * (rounds + made + ("export" in stages))  # the export has a copy
     export = 4 * policy if "export" in stages else 0
     return checkpoints + sft + rm + export
 

@@ -41,9 +41,10 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class RewardModel:
-    """The held-out report of reward model version 0."""
+    """The held-out report of reward model version 0; baseline_accuracy is NaN where no baseline was trained."""
 
     accuracy: Interval
+    baseline_accuracy: Interval
     uniform_accuracy: float
     length_accuracy: float
     pairs: float

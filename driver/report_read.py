@@ -115,7 +115,8 @@ def read_reward_model(path: Path, terms: Sequence[str]) -> RewardModel | None:
     names = [*terms, *(f"term {m}" for m in range(len(terms), len(calibration["temperatures"])))]
     fits = zip(names, calibration["temperatures"], calibration["reports"], strict=False)
     return RewardModel(
-        Interval(*(report.get(f"rm/pair_accuracy{end}", NAN) for end in ("", "_low", "_high"))),
+        _accuracy(report, "rm/pair_accuracy"),
+        _accuracy(report, "rm/pair_accuracy_baseline"),
         report.get("rm/pair_accuracy_uniform_gate", NAN),
         report.get("rm/pair_accuracy_length", NAN),
         report.get("rm/held_out_pairs", NAN),
@@ -123,6 +124,10 @@ def read_reward_model(path: Path, terms: Sequence[str]) -> RewardModel | None:
         {name.removeprefix("rm/r2/"): value for name, value in report.items() if name.startswith("rm/r2/")},
         [Fit(name, number(temperature), _numbers(row)) for name, temperature, row in fits],
     )
+
+
+def _accuracy(report: Mapping[str, float], name: str) -> Interval:
+    return Interval(*(report.get(f"{name}{end}", NAN) for end in ("", "_low", "_high")))
 
 
 def _sample(row: Mapping[str, Any]) -> Sample:

@@ -163,6 +163,8 @@ def _reward_model(model: RewardModel) -> str:
     pairs = [("with a uniform gate", model.uniform_accuracy), ("by length alone", model.length_accuracy)]
     pairs += [("held-out pairs", model.pairs), ("held-out prompts", model.prompts)]
     facts = f"<div><b>{interval(model.accuracy)}</b>held-out pair accuracy</div>"
+    if math.isfinite(model.baseline_accuracy.mean):
+        facts += f"<div><b>{interval(model.baseline_accuracy)}</b>of a plain Bradley-Terry model</div>"
     facts += "".join(f"<div><b>{number(value)}</b>{name}</div>" for name, value in pairs)
     fits = [_fit_row(fit.term, fit.temperature, fit.report) for fit in model.fits]
     r2 = [row([safe(name), bar(value, 1.0), fixed(value)]) for name, value in model.r2.items()]

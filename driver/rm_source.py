@@ -10,6 +10,7 @@ from common.models import absolute
 from driver import checkpoint
 
 FIRST = Path("rm") / "version_0"
+BASELINE = Path("rm") / "baseline"
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,14 @@ def serving(config: Config) -> ModelSource | None:
 
 
 def baseline(config: Config) -> ModelSource | None:
-    """evaluate_rm.baseline, where it is set."""
-    section = config.evaluate_rm
-    if section.baseline is None:
-        return None
-    return ModelSource(absolute(section.baseline), section.baseline_revision, "evaluate_rm.baseline")
+    """evaluate_rm.baseline, else the one that the run of this name trained (learner.reward_model.baseline); None where there
+    is neither."""
+    section, own = config.evaluate_rm, config.run_dir / BASELINE
+    if section.baseline is not None:
+        return ModelSource(absolute(section.baseline), section.baseline_revision, "evaluate_rm.baseline")
+    if (own / "config.json").is_file():
+        return ModelSource(str(own.resolve()), None, f"the run's {BASELINE}")
+    return None
 
 
 def _adapted(run: Path) -> str:

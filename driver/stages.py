@@ -94,8 +94,10 @@ def run_collect(run: Run) -> None:
 def run_reward_model(run: Run) -> None:
     for source in (run.anchor, *run.labelled):
         run.cluster.disks.share(source)
-    with run.cluster.disks.writing(run.directory / "rm" / "version_0") as target:
-        report = _on_learners(run, "reward_model", run.anchor, *run.labelled, target)
+    disks, rm = run.cluster.disks, run.directory / "rm"
+    with disks.writing(rm / "version_0") as target, disks.writing(rm / "baseline") as beside:
+        baseline = beside if run.config.learner.reward_model.baseline else None
+        report = _on_learners(run, "reward_model", run.anchor, *run.labelled, target, baseline)
     say(f"  {format_accuracy(report)}")
 
 

@@ -1,6 +1,6 @@
 """The temperatures that make a reward model's terms probabilities, fitted on held-out prompts.
 
-Called by learner/worker.py at the end of stage `reward_model` and by learner/adapt.py for each candidate; the result is
+Called by learner/reward_stage.py at the end of stage `reward_model` and by learner/adapt.py for each candidate; the result is
 part of the RM version and frozen with it. Each term is calibrated on labels of its own: a group on the ratings of its
 objectives; a group with the objective that pairs train (rewarder.preference), a group that nothing rates, and one score
 (final_score, weighted_sum) on preferences.

@@ -1,6 +1,6 @@
 """How good a reward model is on prompts that it was not trained on, beside what is to be had without one.
 
-Called by learner/worker.py at the end of stage `reward_model`; the numbers go into the version's report.json.
+Called by learner/reward_stage.py at the end of stage `reward_model`; the numbers go into the version's report.json.
 """
 
 from __future__ import annotations
@@ -27,11 +27,8 @@ def held_out_report(model: GatedRewardModel, features: Features, preference: int
     matrix = model.reward_transform_matrix
     uniform = debias(output.scores, matrix).mean(-1)
     accuracy = _pair_accuracy(gated_score(output, matrix).cpu(), pairs)
-    low, high = wilson_interval(accuracy, len(pairs))
     report = {
-        "rm/pair_accuracy": accuracy,
-        "rm/pair_accuracy_low": low,
-        "rm/pair_accuracy_high": high,
+        **_with_interval("rm/pair_accuracy", accuracy, len(pairs)),
         "rm/pair_accuracy_uniform_gate": _pair_accuracy(uniform.cpu(), pairs),
         "rm/held_out_pairs": float(len(pairs)),
     }
@@ -40,6 +37,12 @@ def held_out_report(model: GatedRewardModel, features: Features, preference: int
     for k, name in enumerate(model.objectives):
         report[f"rm/r2/{name}"] = _r2(output.scores[:, k].cpu(), features.ratings[:, k])
     return report
+
+
+def baseline_report(model: GatedRewardModel, features: Features) -> dict[str, float]:
+    """Pair accuracy of the Bradley-Terry baseline with its 95 % interval, on features of its own of the same conversations."""
+    score = gated_score(outputs(model, features), model.reward_transform_matrix).cpu()
+    return _with_interval("rm/pair_accuracy_baseline", _pair_accuracy(score, features.pairs), len(features.pairs))
 
 
 def length_accuracy(training: Sequence[PromptSet], held_out: Sequence[PromptSet]) -> float:
@@ -57,6 +60,11 @@ def wilson_interval(share: float, number: int) -> tuple[float, float]:
     middle = (share + z2 / 2) / (1 + z2)
     half = math.sqrt(z2 * share * (1 - share) + z2 * z2 / 4) / (1 + z2)
     return middle - half, middle + half
+
+
+def _with_interval(name: str, accuracy: float, num_pairs: int) -> dict[str, float]:
+    low, high = wilson_interval(accuracy, num_pairs)
+    return {name: accuracy, f"{name}_low": low, f"{name}_high": high}
 
 
 def _longer_wins(sets: Sequence[PromptSet]) -> float:

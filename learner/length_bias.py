@@ -1,6 +1,6 @@
 """Whether a reward model likes length: rank correlations of its scores, before and after debiasing. Pure maths.
 
-Called by learner/worker.py at the end of stage `reward_model`, on held-out responses; the numbers go into the version's
+Called by learner/reward_stage.py at the end of stage `reward_model`, on held-out responses; the numbers go into the version's
 report.json. The debias (rewarder/debias.py) holds only one of them down, the global correlation with predicted verbosity on the
 data it was fitted on: length bias can survive it, and within a prompt is where the policy would use it.
 """

@@ -1,6 +1,6 @@
 """Ratings and pairs as one set of conversations grouped by prompt: what the reward model is trained and calibrated on.
 
-Called by learner/reward_training.py, learner/calibration.py and learner/adapt.py. A response that is both rated and in a
+Called by learner/reward_stage.py, learner/rm_adapter.py and learner/candidates.py. A response that is both rated and in a
 pair is one conversation and costs one forward pass; splits are by prompt, so that no held-out prompt was ever trained on.
 """
 

@@ -6,13 +6,13 @@
     debias   the verbosity matrix T from the predicted scores (rewarder/debias.py)
     stage 2  gate and its scale alone, Bradley-Terry on the debiased score, on cached hidden states
 
-Called by learner/worker.py for stage `reward_model`, on every rank. Source: ArmoRM (2406.12845); training the heads jointly
+Called by learner/reward_stage.py, on every rank. Source: ArmoRM (2406.12845); training the heads jointly
 with a Bradley-Terry term follows SMORM (2507.07375).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -229,7 +229,22 @@ def descend_gate(
     model: GatedRewardModel, loss_of: Callable[[], Tensor], steps: int, learning_rate: float, progress: Report
 ) -> None:
     """AdamW on the gate and its scale alone, at a rate that falls to 0."""
-    optimizer = torch.optim.AdamW(model.gating.parameters(), lr=learning_rate, weight_decay=0.0)
+
+    def said(done: int, total: int, loss: float) -> None:
+        progress("gate", done, total, {"preference": loss})
+
+    descend(model.gating.parameters(), loss_of, steps, learning_rate, said)
+
+
+def descend(
+    parameters: Iterable[torch.nn.Parameter],
+    loss_of: Callable[[], Tensor],
+    steps: int,
+    learning_rate: float,
+    progress: Callable[[int, int, float], None],
+) -> None:
+    """AdamW on these parameters, at a rate that falls to 0; progress gets (done, total, loss)."""
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
     for step in range(steps):
         loss = loss_of()
         optimizer.zero_grad()
@@ -237,4 +252,4 @@ def descend_gate(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * cosine(step, steps, 0.0)
         optimizer.step()
-        progress("gate", step + 1, steps, {"preference": loss.item()})
+        progress(step + 1, steps, loss.item())

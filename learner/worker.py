@@ -9,27 +9,27 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from common.address import QueueAddress
 from common.config import Config, LearnerConfig
 from common.data import read_demonstrations
 from common.ledger import BatchAssembler, Ledger
 from common.types import FloatArray, IntArray, ScoredGroup
-from learner import calibration, held_out, length_bias, reward_data, reward_training, sft
-from learner.calibration import aggregation_of, preference_column
+from learner import sft
 from learner.engine import Engine, freeze, init_process_group
+from learner.policy_source import revision_of, tokenizer_of
 from learner.progress import Watched
+from learner.reward_stage import RewardStage
 from learner.step_metrics import check_staleness, explain, group_metrics
 from learner.train import train_step
 from learner.weights import probe_logprobs, to_shards
-from rewarder.debias import fit_debias
-from rewarder.model import DTYPES, GatedRewardModel
+from rewarder.model import DTYPES
 
 READ_RECORDS = 256
 
@@ -76,7 +76,7 @@ class LearnerWorker(Watched):
     def sft(self, model: str, directory: str) -> dict[str, float]:
         """Fine-tunes `model` on data.demonstrations and writes it to `directory` in Hugging Face layout."""
         assert self._config.data.demonstrations is not None, "the preflight asks for demonstrations"
-        tokenizer = self._tokenizer_of(model)
+        tokenizer = tokenizer_of(model, self._config.policy)
         module = self._causal_lm(model)
         rows = sft.demonstration_rows(read_demonstrations(self._config.data.demonstrations), tokenizer)
         config = self._learner.sft
@@ -87,111 +87,12 @@ class LearnerWorker(Watched):
         engine.free()
         return metrics
 
-    def reward_model(self, policy: str, ratings: str | None, pairs: str | None, directory: str) -> dict[str, float]:
-        """Trains (or, where rewarder.model names one, only calibrates) the reward model and writes rm version 0."""
-        config = self._config
-        model = self._reward_model(policy)
-        given = config.rewarder.model
-        tokenizer = self._tokenizer_of(policy)
-        if given is not None:
-            tokenizer = AutoTokenizer.from_pretrained(given, revision=config.rewarder.revision)
-        fraction = self._learner.reward_model.held_out_fraction
-        training, unseen = reward_data.read_sides(
-            ratings, pairs, model.objectives, tokenizer, config.rewarder, fraction
-        )
-        model.to(self._device)
-        fitted_heads = self._train_reward_model(model, training) if given is None else {}
-        features = self._features(model, unseen)
-        column = preference_column(config.rewarder, model.objectives)
-        aggregation = aggregation_of(config.aggregation, model.objectives)
-        fitted = calibration.calibrate(model, features, aggregation, column)
-        model.info = replace(model.info, calibration=fitted)
-        report = held_out.held_out_report(model, features, column) | fitted_heads
-        report["rm/pair_accuracy_length"] = held_out.length_accuracy(training, unseen)
-        if self._rank == 0:
-            model.save(directory, tokenizer)
-            record = {
-                "report": report,
-                "length_bias": self._length_bias(model, features, unseen),
-                "calibration": fitted.to_dict(),
-                "seed": config.run.seed,
-                "held_out_prompts": len(unseen),
-            }
-            (Path(directory) / "report.json").write_text(json.dumps(record, indent=1))
-        return report
-
-    def _length_bias(
-        self, model: GatedRewardModel, features: reward_training.Features, sets: Sequence[reward_data.PromptSet]
-    ) -> dict[str, length_bias.Correlations]:
-        output, names = calibration.outputs(model, features), model.objectives
-        verbosity = None if model.info.verbosity is None else names.index(model.info.verbosity)
-        tokens = torch.tensor([c.response_end - c.prompt_end for prompt in sets for c in prompt.conversations])
-        scores, gates, matrix = (
-            output.scores.cpu(),
-            output.gate_weights.cpu(),
-            model.reward_transform_matrix.detach().cpu(),
-        )
-        return length_bias.length_bias(scores, gates, matrix, names, verbosity, tokens, features.prompt_of)
-
-    def _reward_model(self, policy: str) -> GatedRewardModel:
-        rewarder, settings = self._config.rewarder, self._learner.reward_model
-        if rewarder.model is not None:
-            return GatedRewardModel.load(rewarder.model, rewarder.dtype, rewarder.revision, rewarder.objectives)
-        return GatedRewardModel.from_policy(
-            policy,
-            rewarder.objectives,
-            settings.gate_hidden,
-            settings.gate_layers,
-            settings.gate_temperature,
-            settings.initial_scale,
-            self._config.run.seed,
-            # A frozen backbone computes hidden states as it will serve; a trained one holds its parameters in float32.
-            dtype=rewarder.dtype if settings.stage_1 == "ridge" else "float32",
-            verbosity=settings.verbosity,
-            revision=self._revision(policy),
-        )
-
-    def _train_reward_model(
-        self, model: GatedRewardModel, training: Sequence[reward_data.PromptSet]
+    def reward_model(
+        self, policy: str, ratings: str | None, pairs: str | None, directory: str, baseline: str | None = None
     ) -> dict[str, float]:
-        """Stage 1 (heads, and the backbone where it is trained), debias, gate; returns the picked alphas of ridge."""
-        settings, alphas = self._learner.reward_model, {}
-        if settings.stage_1 == "regression":
-            self._train_by_gradient(model, training)
-        features = self._features(model, training)
-        if settings.stage_1 == "ridge":
-            picked = reward_training.fit_heads(model, features, training).alphas
-            alphas = {f"rm/ridge_alpha/{name}": alpha for name, alpha in zip(model.objectives, picked, strict=True)}
-        if settings.verbosity is not None:
-            scores = calibration.outputs(model, features).scores.cpu()
-            matrix = fit_debias(scores, model.objectives.index(settings.verbosity))
-            model.reward_transform_matrix.data.copy_(matrix)
-        if len(features.pairs):
-            reward_training.train_gate(model, features, settings, self._config.run.seed, self._report)
-        return alphas
-
-    def _train_by_gradient(self, model: GatedRewardModel, training: Sequence[reward_data.PromptSet]) -> None:
-        settings, seed, budget = self._learner.reward_model, self._config.run.seed, self._learner.micro_batch_tokens
-        # Stage 2 and calibration read the heads outside DeepSpeed, so the parameters stay whole: no ZeRO-3 here.
-        whole = replace(self._learner, zero_stage=min(self._learner.zero_stage, 2))
-        engine = Engine(model, whole, settings.learning_rate, self._device)
-        reward_training.train_stage_1(
-            engine,
-            model.reward_transform_matrix,
-            training,
-            settings,
-            preference_column(self._config.rewarder, model.objectives),
-            budget,
-            seed,
-            self._rank,
-            self._device,
-            self._report,
-        )
-        engine.free()
-
-    def _features(self, model: GatedRewardModel, sets: Sequence[reward_data.PromptSet]) -> reward_training.Features:
-        budget, cache = self._learner.micro_batch_tokens, self._learner.reward_model.feature_cache
-        return reward_training.extract_features(model, sets, budget, self._rank, self._device, cache)
+        """Makes rm version 0 in `directory` and, where one is given, a Bradley-Terry baseline in `baseline`."""
+        stage = RewardStage(self._config, self._rank, self._device, self._report)
+        return stage.run(policy, ratings, pairs, directory, baseline)
 
     # ---- the loop -----------------------------------------------------------------------------------------------------
 
@@ -210,7 +111,7 @@ class LearnerWorker(Watched):
         """Loads the policy (from `checkpoint`, else the anchor) and the frozen reference; every rank must call it."""
         self.load_anchor(anchor)
         module = self._causal_lm(anchor)
-        self._module, self._tokenizer = module, self._tokenizer_of(anchor)
+        self._module, self._tokenizer = module, tokenizer_of(anchor, self._config.policy)
         self._engine = Engine(module, self._learner, self._learner.learning_rate, self._device)
         self._updates, ledger = 0, Ledger()
         if checkpoint is not None:
@@ -280,19 +181,11 @@ class LearnerWorker(Watched):
 
     # -------------------------------------------------------------------------------------------------------------------
 
-    def _revision(self, model: str) -> str | None:
-        """The pinned revision of policy.model; none for a model that the run made."""
-        return self._config.policy.revision if model == self._config.policy.model else None
-
-    def _tokenizer_of(self, model: str) -> Any:
-        remote = self._config.policy.trust_remote_code
-        return AutoTokenizer.from_pretrained(model, revision=self._revision(model), trust_remote_code=remote)
-
     def _causal_lm(self, model: str) -> PreTrainedModel:
         policy = self._config.policy
         module = AutoModelForCausalLM.from_pretrained(
             model,
-            revision=self._revision(model),
+            revision=revision_of(model, policy),
             dtype=torch.float32,
             trust_remote_code=policy.trust_remote_code,
         )

@@ -132,9 +132,11 @@ def stored_name(parameter: str) -> str:
 
 
 def write(directory: Path, state: dict[str, Tensor], config: Mapping[str, Any], max_shard_size: str) -> None:
-    """Safetensors (with an index file when there is more than one shard) and config.json."""
+    """Safetensors (with an index file when there is more than one shard) and, last, config.json."""
     directory.mkdir(parents=True, exist_ok=True)
-    save_torch_state_dict(state, directory, max_shard_size=max_shard_size)
+    # A copy, on the CPU too: ZeRO 1 and 2 leave parameters as views of one buffer, which safetensors refuses to write.
+    whole = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
+    save_torch_state_dict(whole, directory, max_shard_size=max_shard_size)
     (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 

@@ -159,7 +159,7 @@ class GatedRewardModel(nn.Module):
     def save(self, directory: str | Path, tokenizer: PreTrainedTokenizerBase, max_shard_size: str = "5GB") -> None:
         """Write the ArmoRM layout: sharded safetensors (backbone in its dtype under `model.`, heads F32), config.json
         with our keys, the tokenizer."""
-        state = {layout.stored_name(name): value.cpu().contiguous() for name, value in self.state_dict().items()}
+        state = {layout.stored_name(name): value for name, value in self.state_dict().items()}
         values = layout.config_values(self.backbone.config, self.sizes, self.info)
         layout.write(Path(directory), state, values, max_shard_size)
         tokenizer.save_pretrained(str(directory))

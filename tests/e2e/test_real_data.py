@@ -74,6 +74,11 @@ def test_the_reward_model_is_reported_beside_its_baselines(run: Path) -> None:
     assert report["rm/pair_accuracy_low"] < report["rm/pair_accuracy"] < report["rm/pair_accuracy_high"]
     assert 0.4 < report["rm/pair_accuracy_length"] < 0.6
     assert report["rm/pair_accuracy_preference_head"] > 0
+    assert (
+        report["rm/pair_accuracy_baseline_low"]
+        < report["rm/pair_accuracy_baseline"]
+        < report["rm/pair_accuracy_baseline_high"]
+    )
     assert report["rm/r2/brevity"] > 0.2, "a program's ratings are learned"
     assert len(record["calibration"]["temperatures"]) == 2
 

@@ -12,6 +12,7 @@ from common.config_file import BASE, ConfigError, differing_keys, load_config, r
 CONFIGS = sorted(BASE.parent.glob("*.yaml"))
 VALID = ("aggregation.kind=final_score",)
 ADAPTS = ("adaptation.when=iteration",)
+BASELINE = "learner.reward_model.baseline=true"
 WEIGHTED = ("aggregation.kind=weighted_sum", "rewarder.objectives=[a, b]")
 
 
@@ -85,6 +86,12 @@ def test_all_problems_come_at_once() -> None:
         (
             ("learner.reward_model.stage_1=ridge", "rewarder.objectives=[p]", "rewarder.preference=p"),
             "stage_1 is ridge, which fits ratings, but rewarder.preference has the pairs train the head of 'p'",
+        ),
+        ((BASELINE, "rewarder.model=m", "data.preferences=p"), "baseline is true but rewarder.model is 'm'"),
+        ((BASELINE, "stages=[reward_model]"), "baseline is true but there are no pairs"),
+        (
+            (BASELINE, "learner.reward_model.stage_1=ridge", "learner.reward_model.gate_steps=0"),
+            "as many updates as the gate, and gate_steps is 0",
         ),
         (
             ("learner.reward_model.stage_1=lasso",),

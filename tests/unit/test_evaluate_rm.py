@@ -208,7 +208,12 @@ def test_the_table_by_hand() -> None:
     wins = [Outcome((1.0,), (0.0,))] * 3 + [Outcome((0.0,), (0.0,))]
     found = results("m", None, [judged("s", ["a", "a", "b", "b"])], {"gated": {"s": wins}}, {"s": np.zeros(4)})
     lines = format_results(found).splitlines()
-    assert lines[:4] == ["reward model: m", "baseline: none (evaluate_rm.baseline)", "", "s: 4 rows"]
+    assert lines[:4] == [
+        "reward model: m",
+        "baseline: none (evaluate_rm.baseline)",
+        "",
+        "s: 4 rows",
+    ]
     assert lines[4].split() == ["accuracy", "[95", "%]", "rows", "gated"]
     assert lines[5].startswith("  all                 4  0.750 [0.301, 0.954]")
     assert lines[6].startswith("  a                   2  1.000") and lines[7].startswith(

@@ -1,0 +1,110 @@
+"""Stage reward_model by gradient, with DeepSpeed: the Bradley-Terry baseline beside the gated model, on one rank and on two, at
+ZeRO 0, 1 and 2. One process (or two) does all jobs; what they wrote is compared here.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from safetensors.torch import load_file
+
+from learner.engine import init_process_group
+from rewarder.bradley_terry import load_classifier, new_scalar_model
+from tests.integration.planted import accuracy, configured, planted_world, run_stage, sides
+
+TRAINING = "learner.reward_model."
+# name: (ranks, whether with a baseline, overrides)
+JOBS: dict[str, tuple[int, bool, tuple[str, ...]]] = {
+    "plain": (1, True, ()),
+    "alone": (1, False, ()),
+    "rated_otherwise": (1, True, (f"{TRAINING}regression_weight=50", f"{TRAINING}initial_scale=7")),
+    "zero_1": (1, True, ("learner.zero_stage=1",)),
+    "two_zero_0": (2, True, ()),
+    "two_zero_2": (2, True, ("learner.zero_stage=2",)),
+}
+ADAM_NOISE = 1e-3  # Adam turns float noise in a gradient near 0 into part of a step of 1e-3
+
+pytestmark = pytest.mark.timeout(400)
+
+
+def work(rank: int, ranks: int, root: str, port: int) -> None:
+    """All jobs of so many ranks, in one process group."""
+    torch.set_num_threads(1)
+    init_process_group(rank, ranks, "127.0.0.1", port, gpus=0)
+    for name, (wanted, baseline, overrides) in JOBS.items():
+        if wanted == ranks:
+            report = run_stage(Path(root), Path(root) / name, configured(*overrides), baseline, rank)
+            (Path(root) / f"{name}.{rank}.json").write_text(json.dumps(report))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Policy, ratings and pairs, and in a directory of its own what each job wrote."""
+    root = tmp_path_factory.mktemp("world")
+    planted_world(root)
+    for ranks in (1, 2):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        multiprocessing.spawn(work, (ranks, str(root), port), nprocs=ranks)  # pyright: ignore[reportPrivateImportUsage]
+    return root
+
+
+def report(world: Path, job: str, rank: int = 0) -> dict[str, float]:
+    return json.loads((world / f"{job}.{rank}.json").read_text())
+
+
+def weights(world: Path, job: str, model: str) -> dict[str, torch.Tensor]:
+    return load_file(world / job / model / "model.safetensors")
+
+
+def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_the_baseline_learns_the_planted_preference(world: Path) -> None:
+    said, unseen = report(world, "plain"), sides(world)[1]
+    trained, start = load_classifier(world / "plain" / "baseline", "float32"), new_scalar_model(world / "policy", 0)
+    assert accuracy(trained, unseen) == pytest.approx(said["rm/pair_accuracy_baseline"])
+    assert 0.6 < said["rm/pair_accuracy_baseline_low"] < said["rm/pair_accuracy_baseline_high"]
+    assert accuracy(trained, unseen) > accuracy(start, unseen) + 0.1
+    moved = trained.backbone.state_dict()
+    assert not any(
+        torch.equal(value, moved[name]) for name, value in start.backbone.named_parameters() if "proj" in name
+    )
+
+
+def test_the_gated_model_is_bit_for_bit_the_same_without_it(world: Path) -> None:
+    assert not (world / "alone" / "baseline").exists()
+    assert_equal(weights(world, "alone", "version_0"), weights(world, "plain", "version_0"))
+    with_it = report(world, "plain")
+    assert report(world, "alone") == {name: value for name, value in with_it.items() if "baseline" not in name}
+    assert (world / "alone/version_0/config.json").read_text() == (world / "plain/version_0/config.json").read_text()
+
+
+def test_what_only_the_gated_model_has_does_not_touch_it(world: Path) -> None:
+    """No regression term and no gate: with others of both the baseline is the same, bit for bit."""
+    assert_equal(weights(world, "rated_otherwise", "baseline"), weights(world, "plain", "baseline"))
+    ours, theirs = (weights(world, job, "version_0") for job in ("rated_otherwise", "plain"))
+    assert not any(torch.equal(ours[name], theirs[name]) for name in ours if "proj" in name)
+
+
+@pytest.mark.parametrize("job", ["zero_1", "two_zero_0", "two_zero_2"])
+@pytest.mark.parametrize("model", ["version_0", "baseline"])
+def test_ranks_and_zero_stages_make_the_same_models(world: Path, job: str, model: str) -> None:
+    ours, theirs = weights(world, job, model), weights(world, "plain", model)
+    assert ours.keys() == theirs.keys()
+    apart = {name: float((value - theirs[name]).abs().max()) for name, value in ours.items()}
+    assert max(apart.values()) < ADAM_NOISE, apart
+
+
+def test_all_ranks_say_the_same(world: Path) -> None:
+    assert report(world, "two_zero_2", 0) == report(world, "two_zero_2", 1)
