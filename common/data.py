@@ -11,7 +11,6 @@ import functools
 import hashlib
 import itertools
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,7 +46,7 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True)
 class RatedResponse:
-    """Scores by objective; None where this row has no rating of that objective."""
+    """Scores by objective, in [0, 1]; None where this row has no rating of that objective."""
 
     messages: tuple[Message, ...]
     response: str
@@ -79,7 +78,8 @@ def read_demonstrations(source: str | Path, limit: int | None = None) -> list[De
 
 
 def read_ratings(source: str | Path, limit: int | None = None) -> list[RatedResponse]:
-    """All rows (or the first `limit`); an empty response is allowed, since it can be rated. Raises DataError."""
+    """All rows (or the first `limit`); an empty response is allowed, since it can be rated. Raises DataError, also for a rating
+    outside [0, 1]: objectives share one squared error, which a larger scale would have to itself."""
     return read_checked(source, _rated_response, limit)
 
 
@@ -217,8 +217,11 @@ def _scores(value: object) -> dict[str, float | None]:
 
 
 def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise DataError(f'the score of "{name}" is {short(value)}; wanted a finite number or null')
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:  # NaN is outside too
+        raise DataError(
+            f'the score of "{name}" is {short(value)}; wanted a number in [0, 1], or null where there is no rating '
+            "(how to map another scale: docs/data.md)"
+        )
     return float(value)
 
 

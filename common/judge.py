@@ -77,6 +77,13 @@ class Labels:
     pairs: list[tuple[int, int]]
 
     def __post_init__(self) -> None:
+        for index, ratings in enumerate(self.ratings):
+            for name, value in ratings.items():
+                if value is not None and not 0 <= value <= 1:  # NaN is outside too
+                    raise ValueError(
+                        f"labels: response {index} has {name} {value}; a rating is a number in [0, 1], or None where there "
+                        "is none; correct the labeler (how to map another scale: docs/data.md)."
+                    )
         count = len(self.ratings)
         for chosen, rejected in self.pairs:
             if chosen == rejected or not (0 <= chosen < count and 0 <= rejected < count):
@@ -92,12 +99,13 @@ def label_samples(
     samples: Sequence[Sequence[Rollout]],
     seed: int,
 ) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
-    """Asks the labeler about each prompt's samples; rows of data.ratings and of data.preferences."""
+    """Asks the labeler about each prompt's samples; rows of data.ratings and of data.preferences. Raises JudgeError where it
+    raises or does not rate each sample once."""
     ratings: list[dict[str, object]] = []
     pairs: list[dict[str, object]] = []
     for index, (prompt, rollouts) in enumerate(zip(prompts, samples, strict=True)):
         items = [JudgeItem(prompt.messages, prompt.meta, r.response, r.finish_reason) for r in rollouts]
-        labels = label(items, seed * LABEL_SEEDS + index)
+        labels = _ask_labeler(label, items, seed * LABEL_SEEDS + index)
         turns = [asdict(message) for message in prompt.messages]
         rated = zip(items, labels.ratings, strict=True)
         ratings += [{"prompt": turns, "response": item.response, "scores": scores} for item, scores in rated]
@@ -105,6 +113,28 @@ def label_samples(
             {"prompt": turns, "chosen": items[a].response, "rejected": items[b].response} for a, b in labels.pairs
         ]
     return ratings, pairs
+
+
+def _ask_labeler(label: Callable[[list[JudgeItem], int], Labels], items: list[JudgeItem], seed: int) -> Labels:
+    try:
+        labels = label(items, seed)
+    except Exception as error:  # the user's code may raise anything; the run ends with its name
+        raise JudgeError(
+            f"judge.labeler raised {type(error).__name__}: {error}, on {items[0].response[:80]!r}"
+        ) from error
+    if len(labels.ratings) != len(items):
+        raise JudgeError(
+            f"judge.labeler returned {len(labels.ratings)} ratings for {len(items)} responses; want one dict a response, {{}} "
+            "where nothing is rated"
+        )
+    return labels
+
+
+def without_equal_texts(pairs: Sequence[dict[str, object]]) -> tuple[list[dict[str, object]], int]:
+    """The pairs of two different texts, and how many others there were: samples of one prompt may be alike, and a preference
+    between equal texts says nothing."""
+    kept = [pair for pair in pairs if pair["chosen"] != pair["rejected"]]
+    return kept, len(pairs) - len(kept)
 
 
 def ask_judge(judge: Callable[[JudgeItem], dict[str, float]], item: JudgeItem) -> dict[str, float]:

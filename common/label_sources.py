@@ -13,6 +13,7 @@ from types import MappingProxyType
 from common.data import RatedResponse
 from common.judge import load_function
 from common.sources import short
+from common.split import is_held_out
 from common.types import Message
 
 Program = Callable[[Sequence[Message], str], float]
@@ -52,6 +53,24 @@ def _rate(objective: str, program: Program, messages: Sequence[Message], respons
 def rated_objectives(ratings: Iterable[RatedResponse]) -> set[str]:
     """The objectives that at least one response is rated on."""
     return {name for row in ratings for name, score in row.scores.items() if score is not None}
+
+
+def held_out_alone(ratings: Sequence[RatedResponse], held_out_fraction: float) -> list[str]:
+    """A line naming the objectives that are rated on held-out prompts only: nothing would train their heads."""
+    trained = rated_objectives(row for row in ratings if not is_held_out(row.messages, held_out_fraction))
+    if missing := sorted(rated_objectives(ratings) - trained):
+        return [
+            f"every rating of {', '.join(missing)} is of a held-out prompt (learner.reward_model.held_out_fraction "
+            f"{held_out_fraction:g}), so that nothing would train the head; rate more prompts, or lower the fraction"
+        ]
+    return []
+
+
+def unknown_objectives(ratings: Iterable[RatedResponse], objectives: Sequence[str]) -> list[str]:
+    """A line naming what is rated and is no objective of the reward model."""
+    if unknown := sorted(rated_objectives(ratings) - set(objectives)):
+        return [f"ratings name objectives {unknown} that rewarder.objectives lacks; add them or drop them"]
+    return []
 
 
 def wrong_sources(

@@ -6,43 +6,62 @@ Called by the preflight. Reads rows and runs the programs on the first of them; 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from common.config import Config
 from common.data import PreferencePair, RatedResponse, read_pairs, read_ratings
-from common.label_sources import ProgramError, load_programs, rate, rated_objectives, wrong_sources
+from common.label_sources import (
+    ProgramError,
+    held_out_alone,
+    load_programs,
+    rate,
+    rated_objectives,
+    unknown_objectives,
+    wrong_sources,
+)
 from driver.findings import Findings
 from driver.inputs import is_small, read_rows
+from driver.model_checks import TRIED_ROWS, check_template
 
-TRIED_ROWS = 100  # responses that the programs are tried on
 
-
-def check_labels(config: Config, stages: Sequence[str], findings: Findings) -> None:
+def check_labels(config: Config, stages: Sequence[str], tokenizer: Any, findings: Findings) -> None:
     """Ratings and pairs are well-formed, each objective has one source of labels, and the programs rate, where a stage reads
-    them. Stage collect replaces these files."""
+    them; conversations can be rendered by the reward model's tokenizer (None where it is not on this machine). Stage collect
+    replaces these files."""
     adapts = "iterate" in stages and config.adaptation.enabled
-    if not ("reward_model" in stages or adapts) or "collect" in config.stages:
-        return
+    ratings, pairs = [], []
+    if ("reward_model" in stages or adapts) and "collect" not in config.stages:
+        ratings, pairs = _check_files(config, findings)
+    if tokenizer is not None and {"reward_model", "iterate"} & set(stages):
+        check_template(tokenizer, ratings, pairs, config.rewarder.max_tokens, findings)
+
+
+def _check_files(config: Config, findings: Findings) -> tuple[list[RatedResponse], list[PreferencePair]]:
+    """What could be read of them."""
     data, before = config.data, len(findings.problems)
     pairs = read_rows("data.preferences", data.preferences, read_pairs, findings) if data.preferences else []
     ratings = read_rows("data.ratings", data.ratings, read_ratings, findings) if data.ratings else []
     if len(findings.problems) > before or not (data.preferences or data.ratings):
-        return  # what is wrong with the files is said already
+        return ratings, pairs  # what is wrong with the files is said already
     _check_sources(config, ratings, pairs, findings)
     _try_programs(config, ratings, pairs, findings)
+    return ratings, pairs
 
 
 def _check_sources(
     config: Config, ratings: Sequence[RatedResponse], pairs: Sequence[PreferencePair], findings: Findings
 ) -> None:
-    """Only where all rows were read: what the first ones lack, later ones may have."""
+    """What is missing only where all rows were read: what the first ones lack, later ones may have."""
     data, rewarder = config.data, config.rewarder
+    if rewarder.objectives:
+        findings.problems.extend(unknown_objectives(ratings, rewarder.objectives))
     if rewarder.model or not rewarder.objectives:
         return
     if all(is_small(source) for source in (data.preferences, data.ratings) if source):
         problems = wrong_sources(
             rewarder.objectives, rated_objectives(ratings), rewarder.programs, rewarder.preference, len(pairs)
         )
-        findings.problems.extend(problems)
+        findings.problems.extend(problems or held_out_alone(ratings, config.learner.reward_model.held_out_fraction))
 
 
 def _try_programs(

@@ -22,6 +22,7 @@ from driver.findings import Findings
 from driver.hub import check_push
 from driver.inputs import check_data, check_functions, check_model
 from driver.label_checks import check_labels
+from driver.model_checks import check_reward_model
 from driver.placement import (
     Room,
     check_placement,
@@ -54,9 +55,9 @@ def check(config: Config, stages: list[str], resume: bool) -> Report:
     """Checks everything that the `stages` need. Raises nothing for bad input: it is all in the report."""
     findings = Findings()
     _check_run_dir(config, resume, findings)
-    policy, rewarder, tokenizer = _check_models(config, stages, findings)
+    policy, rewarder, tokenizer, rm_tokenizer = _check_models(config, findings)
     check_data(config, stages, tokenizer, findings)
-    check_labels(config, stages, findings)
+    check_labels(config, stages, rm_tokenizer, findings)
     check_functions(config, findings)
     check_commands(config, stages, findings)
     if "export" in stages:
@@ -69,17 +70,22 @@ def check(config: Config, stages: list[str], resume: bool) -> Report:
     return Report(list(dict.fromkeys(findings.problems)), plan + [f"note: {note}" for note in findings.notes])
 
 
-def _check_models(config: Config, stages: Sequence[str], findings: Findings) -> tuple[int | None, int | None, Any]:
-    """(policy parameters, reward model parameters, the policy's tokenizer), each None where it is not known."""
+def _check_models(config: Config, findings: Findings) -> tuple[int | None, int | None, Any, Any]:
+    """(policy parameters, reward model parameters, the policy's tokenizer, the reward model's), each None where it is not
+    known."""
     policy, rewarder, trust = config.policy, config.rewarder, config.policy.trust_remote_code
     directory, tokenizer = None, None
     if policy.model:
         directory, tokenizer = check_model("policy.model", policy.model, policy.revision, trust, findings)
     num_policy = num_parameters(directory)
     if not rewarder.model:  # the reward model that stage reward_model trains has the policy's backbone
-        return num_policy, num_policy, tokenizer
-    directory, _ = check_model("rewarder.model", rewarder.model, rewarder.revision, trust, findings)
-    return num_policy, num_parameters(directory), tokenizer
+        return num_policy, num_policy, tokenizer, tokenizer
+    directory, rm_tokenizer = check_model("rewarder.model", rewarder.model, rewarder.revision, trust, findings)
+    if (
+        directory is not None and Path(rewarder.model).expanduser().is_dir()
+    ):  # of the Hub's cache some files may be missing
+        check_reward_model(directory, rewarder.objectives, findings)
+    return num_policy, num_parameters(directory), tokenizer, rm_tokenizer
 
 
 def _check_placement(

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from common.config import COMMANDS, Config
 from common.data import read_prompts, write_jsonl
-from common.judge import JudgeItem, label_samples, load_function
+from common.judge import JudgeItem, label_samples, load_function, without_equal_texts
 from common.models import absolute
 from driver import checkpoint
 from driver.adaptation import RewardModels, served_model
@@ -85,10 +85,12 @@ def run_collect(run: Run) -> None:
     run.await_engines()
     Publisher(run.cluster, run.anchor_directory, prompts, run.config.actors.sync_tolerance).anchor()
     sampled = sample_prompts(run.cluster, prompts, judge.collect_responses, run.config.run.seed, "collect")
-    ratings, pairs = label_samples(load_function(judge.labeler), prompts, sampled, run.config.run.seed)
+    ratings, compared = label_samples(load_function(judge.labeler), prompts, sampled, run.config.run.seed)
+    pairs, equal = without_equal_texts(compared)
     write_jsonl(run.collected("ratings"), ratings)
     write_jsonl(run.collected("preferences"), pairs)
-    say(f"  {len(ratings)} rated responses and {len(pairs)} preference pairs of {len(prompts)} prompts")
+    left_out = f" ({equal} pairs of equal texts left out)" if equal else ""
+    say(f"  {len(ratings)} rated responses and {len(pairs)} preference pairs of {len(prompts)} prompts{left_out}")
 
 
 def run_reward_model(run: Run) -> None:

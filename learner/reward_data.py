@@ -10,15 +10,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from common.config import RewarderConfig
 from common.data import PreferencePair, RatedResponse, read_pairs, read_ratings
-from common.label_sources import NO_PROGRAMS, Program, load_programs, rate, rated_objectives, wrong_sources
+from common.label_sources import (
+    NO_PROGRAMS,
+    Program,
+    held_out_alone,
+    load_programs,
+    rate,
+    rated_objectives,
+    unknown_objectives,
+    wrong_sources,
+)
+from common.sources import short
 from common.split import is_held_out, prompt_key
 from common.types import Message
-from rewarder.scoring import Rendered, check_length, render
+from rewarder.scoring import OVERFLOW, Rendered, check_length, render
+
+CHECKED_ROWS = 8192  # at a time: hidden states may be a memory-mapped file
 
 
 @dataclass(frozen=True)
@@ -40,10 +54,12 @@ def read_sides(
     held_out_fraction: float,
 ) -> tuple[list[PromptSet], list[PromptSet]]:
     """(training, held out) from the two files, either of which may be missing, and the configured programs. Raises
-    ValueError where a model that is to be trained (no rewarder.model) has an objective without a source of labels."""
+    ValueError where a model that is to be trained (no rewarder.model) has an objective without a source of labels, or with
+    ratings of held-out prompts alone."""
     rated, paired = read_ratings(ratings) if ratings else [], read_pairs(pairs) if pairs else []
     sources = rated_objectives(rated), rewarder.programs, rewarder.preference, len(paired)
-    if rewarder.model is None and (problems := wrong_sources(objectives, *sources)):
+    problems = wrong_sources(objectives, *sources) or held_out_alone(rated, held_out_fraction)
+    if rewarder.model is None and problems:
         raise ValueError("\n".join(problems))
     programs = load_programs(rewarder.programs)
     return split(prompt_sets(rated, paired, objectives, tokenizer, rewarder.max_tokens, programs), held_out_fraction)
@@ -59,7 +75,8 @@ def prompt_sets(
 ) -> dict[str, PromptSet]:
     """Prompt key -> its set, in the order of first appearance; `programs` rate every response. Raises ValueError for
     ratings of an unknown objective, and ProgramError."""
-    _check_objectives(ratings, objectives)
+    if problems := unknown_objectives(ratings, objectives):
+        raise ValueError("\n".join(problems))
     responses: dict[str, dict[str, dict[str, float | None]]] = {}
     messages: dict[str, tuple[Message, ...]] = {}
     chosen: dict[str, list[tuple[str, str]]] = {}
@@ -92,6 +109,21 @@ def split(sets: dict[str, PromptSet], held_out_fraction: float) -> tuple[list[Pr
     return sides
 
 
+def check_finite_rows(what: str, values: Sequence[Tensor], sets: Sequence[PromptSet]) -> None:
+    """ValueError naming the first conversation's prompt where a value is not finite; values [N, ...] each, of the N
+    conversations of these sets in order."""
+    prompts = [prompt for prompt in sets for _ in prompt.conversations]
+    for start in range(0, len(prompts), CHECKED_ROWS):
+        parts = [value[start : start + CHECKED_ROWS].flatten(1) for value in values]
+        wrong = ~torch.stack([part.isfinite().all(1) for part in parts]).all(0)
+        if bool(wrong.any()):
+            row = start + int(wrong.nonzero()[0])
+            raise ValueError(
+                f"{what} of conversation {row} of {len(prompts)} are not finite; its prompt is "
+                f"{short(prompts[row].messages[-1].content)}; {OVERFLOW}"
+            )
+
+
 def _prompt_set(
     messages: tuple[Message, ...],
     known: dict[str, dict[str, float | None]],
@@ -115,8 +147,3 @@ def _rated(
 ) -> dict[str, dict[str, float | None]]:
     """response -> its scores, with those of the programs."""
     return {response: {**scores, **rate(programs, messages, response)} for response, scores in known.items()}
-
-
-def _check_objectives(ratings: Sequence[RatedResponse], objectives: Sequence[str]) -> None:
-    if unknown := sorted(rated_objectives(ratings) - set(objectives)):
-        raise ValueError(f"ratings name objectives {unknown} that rewarder.objectives lacks; add them or drop them")

@@ -27,7 +27,7 @@ from learner.engine import Engine, num_ranks, reduce_sum
 from learner.feature_cache import cached_states, features_key
 from learner.losses import bradley_terry, masked_regression
 from learner.progress import Report
-from learner.reward_data import PromptSet
+from learner.reward_data import PromptSet, check_finite_rows
 from learner.ridge import Block, RidgeFit, fit_ridge
 from learner.schedule import cosine
 from rewarder.aggregate import debias
@@ -105,10 +105,12 @@ def _accumulate(
     parts = torch.zeros(3, dtype=torch.float64)
     lengths = [sum(len(c.ids) for c in prompt.conversations) for prompt in sets]
     for indices in rank_micro_batches(lengths, micro_batch_tokens, rank, num_ranks()):
-        rendered, ratings, pairs, _ = flatten([sets[i] for i in indices] or [sets[0]])
+        part = [sets[i] for i in indices] or [sets[0]]
+        rendered, ratings, pairs, _ = flatten(part)
         weight = float(bool(indices))  # a rank without rows still runs the pass that ZeRO-3 waits for
         with engine.precision():
             output = engine.module(*collate(rendered, device))
+        check_finite_rows("scores or gate weights", (output.scores.detach(), output.gate_weights.detach()), part)
         losses = stage_1_losses(output, matrix, ratings.to(device), pairs.to(device), num_known, num_pairs, column)
         engine.backward(weight * (regression_weight * losses[0] + losses[1] + losses[2]) * num_ranks())
         parts += weight * losses.detach().double().cpu()
@@ -156,11 +158,13 @@ def extract_features(
     cache: str | None = None,
 ) -> Features:
     """Hidden states of every conversation, computed once, by all ranks together, without autocast; `cache` is the directory
-    that keeps them between runs, memory-mapped, where there is one."""
+    that keeps them between runs, memory-mapped, where there is one. Raises ValueError for a state that is not finite; nothing
+    is kept then."""
     rendered, ratings, pairs, prompt_of = flatten(sets)
 
     def compute(states: Tensor) -> None:
         _fill_states(states, model, rendered, micro_batch_tokens, rank, device)
+        check_finite_rows("hidden states", tuple(states), sets)
 
     shape = (2, len(rendered), model.sizes.hidden)
     if cache is None:

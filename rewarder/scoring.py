@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from common.sources import short
 from common.types import Message
 from rewarder.model import GatedRewardModel, RewardOutput
 
 BATCH_TOKENS = 4096
-SHARED_PROMPT_TOKENS = (
-    64  # from here on a prompt is cheaper once for a group than in each response's pass (docs/benchmarks.md)
-)
+SHARED_PROMPT_TOKENS = 64  # a longer prompt is cheaper once for a group than once a response (docs/benchmarks.md)
 
 Conversation = tuple[Sequence[Message], str]
+OVERFLOW = "the backbone's passes overflow: use rewarder.dtype float32 or bfloat16, and check its weights"
 
 
 class ConversationTooLong(ValueError):
@@ -98,6 +98,17 @@ def check_length(rendered: Rendered, max_tokens: int) -> Rendered:
     return rendered
 
 
+def check_finite(scores: Tensor, gates: Tensor, responses: Sequence[str]) -> None:
+    """ValueError naming the first response with a score or a gate weight that is not finite; scores [N, K], gates [N, K] or
+    one for all [K]."""
+    wrong = ~(scores.isfinite().all(-1) & gates.isfinite().all(-1))
+    if bool(wrong.any()):
+        raise ValueError(
+            f"scores or gate weights of {int(wrong.sum())} of {len(wrong)} responses are not finite, first of the response "
+            f"{short(responses[int(wrong.nonzero()[0])])}; {OVERFLOW}"
+        )
+
+
 def collate(conversations: Sequence[Rendered], device: torch.device | str = "cpu") -> Batch:
     """Right-padded tensors; pads are masked and never read, so their id (0) does not matter."""
     lengths = torch.tensor([len(c.ids) for c in conversations])
@@ -134,14 +145,17 @@ def score_responses(
     """One group: raw scores [G, K] and the prompt's gate weights [K], float32 on the CPU.
 
     batch_tokens bounds the padded tokens of a forward pass; which responses share one depends on this group alone, so
-    that scores repeat bit by bit. The gate sees only the prompt and is taken once. Raises ConversationTooLong."""
+    that scores repeat bit by bit. The gate sees only the prompt and is taken once. Raises ConversationTooLong, and
+    ValueError for a value that is not finite."""
     if not responses:
         raise ValueError("score_responses got no responses; want at least one")
     rendered = [check_length(render(tokenizer, messages, response), max_tokens) for response in responses]
     # A recurrent backbone has no keys and values to hand on.
     share = len(rendered) > 1 and rendered[0].prompt_end >= SHARED_PROMPT_TOKENS and not model.backbone._is_stateful
     output = model.heads(*(states_on_prompt if share else states_of_group)(model, rendered, batch_tokens))
-    return output.scores.cpu(), output.gate_weights.cpu()
+    scores, gate = output.scores.cpu(), output.gate_weights.cpu()
+    check_finite(scores, gate, responses)
+    return scores, gate
 
 
 @torch.no_grad()
@@ -195,7 +209,8 @@ def score_texts(
     """Any (messages, response) list: raw scores [N, K] and gate weights [N, K], float32 on the CPU, in the input's
     order.
 
-    batch_tokens bounds the padded tokens of a forward pass. Raises ConversationTooLong."""
+    batch_tokens bounds the padded tokens of a forward pass. Raises ConversationTooLong, and ValueError for a value that is
+    not finite."""
     rendered = [check_length(render(tokenizer, messages, response), max_tokens) for messages, response in conversations]
     scores = torch.zeros(len(rendered), len(model.objectives))
     gates = torch.zeros_like(scores)
@@ -203,4 +218,5 @@ def score_texts(
         with torch.no_grad():
             output: RewardOutput = model(*collate([rendered[i] for i in batch], model.device))
         scores[batch], gates[batch] = output.scores.cpu(), output.gate_weights.cpu()
+    check_finite(scores, gates, [response for _, response in conversations])
     return scores, gates

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from common.config_file import BASE, load_config
+from driver import preflight
+from driver.preflight import Report
 from learner.engine import init_single_rank
+from tests.unit.preflights import GOOD, ITERATE, Check, make_model, make_reward_model
 
 
 @pytest.fixture(scope="module")
@@ -18,3 +24,18 @@ def single_rank() -> Iterator[None]:
     init_single_rank()
     yield
     dist.destroy_process_group()
+
+
+@pytest.fixture
+def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
+    """Checks base.yaml with a good model, good prompts and no GPU, changed by key=value overrides."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(preflight, "visible_gpus", list)
+    make_model(tmp_path / "policy")
+    make_reward_model(tmp_path / "rm")
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"word {n}"}) + "\n" for n in range(5)))
+
+    def run(*overrides: str, stages: list[str] = ITERATE, resume: bool = False) -> Report:
+        return preflight.check(load_config(BASE, [*GOOD, *overrides]), stages, resume)
+
+    return run

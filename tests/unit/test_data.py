@@ -98,7 +98,7 @@ def test_every_bad_line_is_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("scores", "words"),
     [
-        ("NaN", 'the score of "a" is nan; wanted a finite number or null'),
+        ("NaN", 'the score of "a" is nan; wanted a number in [0, 1], or null'),
         ("Infinity", "is inf"),
         ("true", "is True"),
         ('"1"', "is '1'"),

@@ -33,8 +33,8 @@ from rewarder.model import GatedRewardModel
 from rewarder.rewardbench import SUBSETS
 from rewarder.scoring import render, score_texts
 from tests.integration.models import OBJECTIVES, WORDS, tiny_policy
+from tests.unit.preflights import make_model
 from tests.unit.test_explain import FakeRun
-from tests.unit.test_preflight import make_model
 from tests.unit.test_report import parse
 
 SCORERS = ["gated", "uniform gate", "baseline", "longer answer"]

@@ -5,70 +5,17 @@ from __future__ import annotations
 import json
 import socketserver
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
 
 from common.config_file import BASE, load_config, save_config
 from driver import environment, preflight, services
 from driver.environment import Gpu
 from driver.placement import learner_bytes, num_parameters
-from driver.preflight import Report
-
-TEMPLATE = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
-SHAPE = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "intermediate_size": 14336,
-    "vocab_size": 128256,
-}
-TINY = {**SHAPE, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
-GOOD = (
-    *("policy.model=policy", "rewarder.model=policy", "data.prompts=prompts.jsonl"),
-    *("aggregation.kind=final_score", "stages=[iterate,export,report]"),
-)
-ITERATE = ["iterate", "export", "report"]
-Check = Callable[..., Report]
-
-
-def make_model(directory: Path, template: str | None = TEMPLATE, shape: Mapping[str, object] = TINY) -> Path:
-    """A model directory whose weights are unreadable: whoever loads them fails."""
-    words = Tokenizer(WordLevel({"user": 0, "[UNK]": 1}, unk_token="[UNK]"))
-    words.pre_tokenizer = Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(directory)
-    (directory / "config.json").write_text(json.dumps(shape))
-    (directory / "model.safetensors").write_text("not weights")
-    return directory
-
-
-@pytest.fixture
-def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
-    """Checks base.yaml with a good model, good prompts and no GPU, changed by key=value overrides."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(preflight, "visible_gpus", list)
-    make_model(tmp_path / "policy")
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"word {n}"}) + "\n" for n in range(5)))
-
-    def run(*overrides: str, stages: list[str] = ITERATE, resume: bool = False) -> Report:
-        return preflight.check(load_config(BASE, [*GOOD, *overrides]), stages, resume)
-
-    return run
-
-
-def only(report: Report) -> str:
-    assert len(report.problems) == 1, report.problems
-    return report.problems[0]
+from tests.unit.preflights import GOOD, ITERATE, SHAPE, Check, make_model, only
 
 
 def test_a_good_configuration_has_a_plan_and_no_problems(check: Check) -> None:
@@ -145,35 +92,6 @@ def test_names_on_the_hub(check: Check, monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "not in the Hub cache, and HF_HUB_OFFLINE is set" in only(check("policy.model=owner/name"))
     assert "no such directory policy/typo" in only(check("policy.model=policy/typo"))
-
-
-def test_reward_model_inputs(check: Check) -> None:
-    stages = ["reward_model"]
-    found = check(stages=stages).problems
-    assert ["data.ratings or data.preferences" in found[0], "rewarder.objectives" in found[1]] == [True, True]
-    Path("r.jsonl").write_text('{"prompt": "p", "response": "r", "scores": {"a": 1, "b": null}}\n')
-    given = ("data.ratings=r.jsonl", "rewarder.objectives=[a,b]")
-    assert check(*given, stages=stages).problems == [], "a given model is only calibrated"
-    given = (*given, "rewarder.model=null")
-    assert "no rating of b: the ratings have a; add ratings" in only(check(*given, stages=stages))
-    assert check(*given, "rewarder.programs={b: 'rewarder.programs:brevity'}", stages=stages).problems == []
-    assert "r.jsonl:1" in only(check(*given, "data.preferences=r.jsonl", "rewarder.objectives=[a]", stages=stages))
-
-
-def test_objectives_from_pairs_alone(check: Check) -> None:
-    Path("p.jsonl").write_text('{"prompt": "p", "chosen": "a b", "rejected": ""}\n')
-
-    def found(*overrides: str) -> list[str]:
-        given = ("data.preferences=p.jsonl", "rewarder.objectives=[a,b]", "rewarder.model=null")
-        return check(*given, *overrides, stages=["reward_model"]).problems
-
-    preferred = "rewarder.preference=a"
-    assert found(preferred, "rewarder.programs={b: 'rewarder.programs:brevity'}") == []
-    assert "no rating of b: the ratings have nothing" in found(preferred)[0]
-    missing = found(preferred, "rewarder.programs={b: 'rewarder.programs:none'}")
-    assert len(missing) == 1 and "rewarder.programs.b: function 'rewarder.programs:none'" in missing[0]
-    wrong = found(preferred, "rewarder.programs={b: 'tests.unit.test_label_sources:two'}")
-    assert len(wrong) == 1 and "rewarder.programs.b returned 2.0 for the response 'a b'; wanted a number" in wrong[0]
 
 
 def test_a_run_that_is_there_already(check: Check) -> None:
@@ -400,5 +318,5 @@ def test_what_an_earlier_stage_makes_must_be_there(check: Check) -> None:
     found = check(made).problems
     assert len(found) == 2 and "stage export, iterate builds on stage sft" in found[0]
     assert "stage iterate builds on stage reward_model, which is in `stages` but has made no runs/run/rm" in found[1]
-    found = check(made, "rewarder.objectives=[a]", stages=["reward_model"]).problems
+    found = check(made, "rewarder.objectives=[a,b]", stages=["reward_model"]).problems
     assert ["stage sft" in found[0], "stage collect" in found[1]] == [True, True] and len(found) == 2

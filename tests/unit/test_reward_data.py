@@ -143,3 +143,19 @@ def test_each_group_is_calibrated_on_its_own_ratings() -> None:
         one_score = make_aggregation(kind, {}, {"safe": 1.0}, 0.1, 0.01, OBJECTIVES)
         pairs, labels = calibration._labels(features, one_score, 0, None)
         assert pairs.tolist() == [[0, 1]] and labels.tolist() == [1.0]
+
+
+def test_a_state_that_is_not_finite_is_named_by_its_prompt(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [PreferencePair(ask(f"w{i}"), "w20", "w21") for i in range(3)]
+    sets = list(reward_data.prompt_sets([], pairs, OBJECTIVES, tokenizer, 50).values())
+    states = torch.zeros(2, 6, 4)
+    for rows in (8192, 2):
+        monkeypatch.setattr(reward_data, "CHECKED_ROWS", rows)
+        reward_data.check_finite_rows("hidden states", tuple(states), sets)
+        for kind, value in ((0, float("nan")), (1, float("inf"))):
+            wrong = states.clone()
+            wrong[kind, 3, 2] = value
+            with pytest.raises(
+                ValueError, match="hidden states of conversation 3 of 6 are not finite; its prompt is 'w1'"
+            ):
+                reward_data.check_finite_rows("hidden states", tuple(wrong), sets)

@@ -19,6 +19,7 @@ from common.config import Config
 from common.config_file import BASE, load_config
 from common.data import PreferencePair, RatedResponse, to_fields, write_jsonl
 from common.models import with_absolute_sources
+from common.split import is_held_out
 from common.types import Message
 from learner import reward_data
 from learner.reward_training import extract_features, fit_heads
@@ -46,24 +47,31 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     the others, and everywhere pairs by what is good."""
     root = tmp_path_factory.mktemp("world")
     tiny_policy(root / "policy", 0)
-    tokenizer = AutoTokenizer.from_pretrained(root / "policy")
-    model = fresh(root)
-    model.regression_layer.weight.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(5))
-    generator = np.random.default_rng(0)
+    tokenizer, generator = AutoTokenizer.from_pretrained(root / "policy"), np.random.default_rng(0)
+    prompts = [(Message("user", f"{WORDS[i % 59]} {WORDS[i // 59]}"),) for i in range(150)]
+    said = [[" ".join(generator.choice(WORDS, generator.integers(1, 9))) for _ in range(3)] for _ in prompts]
+    with torch.no_grad():
+        rendered = [render(tokenizer, m, text) for m, texts in zip(prompts, said, strict=True) for text in texts]
+        truth = linear_ratings(fresh(root)(*collate(rendered)).response_state).reshape(150, 3, 3)
     ratings, pairs = [], []
-    for i in range(150):
-        messages = (Message("user", f"{WORDS[i % 59]} {WORDS[i // 59]}"),)
-        said = [" ".join(generator.choice(WORDS, generator.integers(1, 9))) for _ in range(3)]
-        with torch.no_grad():
-            truth = model(*collate([render(tokenizer, messages, text) for text in said])).scores.tolist()
-        for text, (good, long, safe) in zip(said, truth, strict=True):
+    for i, (messages, texts) in enumerate(zip(prompts, said, strict=True)):
+        for text, (good, long, safe) in zip(texts, truth[i].tolist(), strict=True):
             scores = {"good": None, "long": None, "safe": safe} if i % 3 == 0 else {"good": good, "long": long}
             ratings.append(RatedResponse(messages, text, scores))
-        best, worst = (said[int(place(np.array(truth)[:, 0]))] for place in (np.argmax, np.argmin))
+        best, worst = (texts[int(place(truth[i, :, 0].numpy()))] for place in (np.argmax, np.argmin))
         pairs.append(PreferencePair(messages, best, worst))
     write_jsonl(root / "ratings.jsonl", [to_fields(row) for row in ratings])
     write_jsonl(root / "pairs.jsonl", [to_fields(row) for row in pairs])
     return root
+
+
+def linear_ratings(states: torch.Tensor) -> torch.Tensor:
+    """Three objectives that are exactly linear in hidden states [N, H], without intercept, and stay in [0, 1]: [N, 3]."""
+    middle = torch.linalg.lstsq(states, torch.full((len(states), 1), 0.5)).solution
+    slopes = torch.randn(states.shape[1], 3, generator=torch.Generator().manual_seed(5))
+    ratings = states @ (middle + 0.3 * slopes / (states @ slopes).abs().amax(0))
+    assert float(ratings.min()) >= 0 and float(ratings.max()) <= 1, "the hidden states share no direction to speak of"
+    return ratings
 
 
 def fresh(root: Path, dtype: str = "float32") -> GatedRewardModel:
@@ -205,16 +213,26 @@ def test_hidden_states_are_those_that_serve(
     assert torch.equal(fitted_on, served_by)
 
 
-def test_an_objective_without_ratings_is_named(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("held_out", "message"),
+    [
+        (False, r"ridge needs ratings of every objective .* safe has \d and \d"),
+        (True, "every rating of safe is of a held-out"),
+    ],
+)
+def test_an_objective_without_ratings_is_named(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out: bool, message: str
+) -> None:
     few = tmp_path / "ratings.jsonl"
     rows = [json.loads(line) for line in (world / "ratings.jsonl").read_text().splitlines()]
     kept = [row for row in rows if row["scores"].get("safe") is None]
-    one = next(row for row in rows if row["scores"].get("safe") is not None)
+    rated = [row for row in rows if row["scores"].get("safe") is not None]
+    one = next(row for row in rated if is_held_out([Message(**turn) for turn in row["prompt"]], 0.3) == held_out)
     write_jsonl(few, [*kept, one])
     monkeypatch.setattr("learner.worker.init_process_group", lambda *_: CPU)
     worker = LearnerWorker(0, configured())
     worker.connect("", 0)
-    with pytest.raises(ValueError, match=r"ridge needs ratings of every objective .* safe has \d and \d"):
+    with pytest.raises(ValueError, match=message):
         worker.reward_model(str(world / "policy"), str(few), str(world / "pairs.jsonl"), str(tmp_path / "rm"))
 
 
