@@ -156,10 +156,6 @@ class BatchAssembler:
             return before
         return self.read_cursor
 
-    def buffered_slots(self) -> set[int]:
-        """The slots read but not yet trained: in flight, for the audit."""
-        return set(self._buffered)
-
     def _next_slots(self) -> list[int]:
         slots, slot = [], self.ledger.next_slot
         while len(slots) < self._groups_per_step and (slot in self._buffered or slot in self.ledger.dropped):

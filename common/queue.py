@@ -118,7 +118,7 @@ class Queue:
 
     def reset_in_flight(self) -> None:
         """Forgets everything that was not yet scored. On resume, after `begin` and before workers get its number."""
-        self._script(scripts.RESET, *sorted(self._slots("scored", "-")))
+        self._script(scripts.RESET, *sorted(self._slots("scored")))
 
     def forget_scored_after(self, cursor: str) -> int:
         """Deletes the scored records after a checkpoint's cursor, so that their slots are sampled again in whole batches.
@@ -200,15 +200,11 @@ class Queue:
             if entries or wait is None:
                 return [self._decode_scored(_text(entry), fields) for entry, fields in entries]
 
-    def scored_slots_after(self, cursor: str) -> set[int]:
-        """The slots whose scored (or dropped) records stand after the cursor."""
-        return self._slots("scored", "-" if cursor == "0-0" else f"({cursor}")
-
     # -- anyone -------------------------------------------------------------------------------------------------------
 
     def slots_in_flight(self) -> set[int]:
         """The slots that are in work or in rollouts."""
-        return self._slots("work", "-") | self._slots("rollouts", "-")
+        return self._slots("work") | self._slots("rollouts")
 
     def dead_letters(self) -> list[DeadLetter]:
         """Every dead letter of the run, oldest first."""
@@ -311,10 +307,11 @@ class Queue:
             return entry_id, SlotDropped(slot, str(error))
         return entry_id, record
 
-    def _slots(self, stream: str, start: str) -> set[int]:
-        return set(self._walk(stream, start))
+    def _slots(self, stream: str) -> set[int]:
+        return set(self._walk(stream))
 
-    def _walk(self, stream: str, start: str) -> Iterator[int]:
+    def _walk(self, stream: str) -> Iterator[int]:
+        start = "-"
         while page := self._script(scripts.SLOTS, stream, start, _PAGE):
             yield from (int(slot) for _, slot in page)
             start = f"({_text(page[-1][0])}"

@@ -28,6 +28,7 @@ from common.config import RedisConfig
 from common.ledger import BatchAssembler, Ledger
 from common.queue import EmbeddedRedis, Queue, WorkItem
 from common.types import Prompt, Reward, Rollout, RolloutGroup, ScoredGroup
+from tests.queues import scored_slots_after
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = RedisConfig(None, "X", capacity=24, max_record_mib=1, max_attempts=3, reclaim_idle_s=0.8)
@@ -185,7 +186,7 @@ class Harness:
         ledger = self.ledger()
         return (
             set(range(self.admitted))
-            - self.queue.scored_slots_after(ledger.cursor)
+            - scored_slots_after(self.queue, ledger.cursor)
             - set(ledger.trained)
             - set(ledger.dropped)
         )
@@ -230,7 +231,7 @@ def test_no_slot_is_lost_or_trained_twice_under_kills(tmp_path: Path) -> None:
         run.storm(8, (*ROLES, "redis"))
         assert run.drain(15) == set(), f"lost after {run.kills}"
         ledger = run.ledger()
-        in_flight = run.queue.scored_slots_after(ledger.cursor) - set(ledger.trained) - set(ledger.dropped)
+        in_flight = scored_slots_after(run.queue, ledger.cursor) - set(ledger.trained) - set(ledger.dropped)
         assert ledger.audit(run.admitted, in_flight) == []
         dead = {letter.slot for letter in run.queue.dead_letters()}
     assert dead >= POISON

@@ -18,6 +18,7 @@ from common.codec import EncodeError
 from common.config import RedisConfig
 from common.queue import EmbeddedRedis, Fenced, Queue, QueueError, QueueRegression, RolloutItem, ServerError
 from common.types import Prompt, Reward, Rollout, RolloutGroup, ScoredGroup, SlotDropped
+from tests.queues import scored_slots_after
 
 MakeQueue = Callable[..., Queue]
 CONFIG = RedisConfig(url=None, password_env="X", capacity=100, max_record_mib=1, max_attempts=3, reclaim_idle_s=0.15)
@@ -76,8 +77,8 @@ def test_a_slot_travels_from_work_to_scored_in_order(queue: Queue) -> None:
     assert queue.depths() == {"work": 0, "rollouts": 1, "scored": 2, "dead": 0}
     read = queue.read_scored("0-0", 10, 0)
     assert [repr(record) for _, record in read] == [repr(scored(group(slot))) for slot in (0, 1)]
-    assert queue.scored_slots_after("0-0") == {0, 1}
-    assert queue.scored_slots_after(read[0][0]) == {1}
+    assert scored_slots_after(queue, "0-0") == {0, 1}
+    assert scored_slots_after(queue, read[0][0]) == {1}
     assert queue.read_scored(read[1][0], 10, 0) == []
 
 
@@ -143,7 +144,7 @@ def test_only_the_poison_of_a_batch_is_dead_lettered(queue: Queue) -> None:
     assert "3 attempts" in queue.dead_letters()[0].reason
     records = [record for _, record in queue.read_scored("0-0", 10, 0)]
     assert [record.slot for record in records if isinstance(record, SlotDropped)] == [2]
-    assert queue.scored_slots_after("0-0") == {0, 1, 2, 3, 4}
+    assert scored_slots_after(queue, "0-0") == {0, 1, 2, 3, 4}
 
 
 def test_drop_ends_the_slot_for_people_and_for_the_learner(queue: Queue) -> None:
@@ -258,7 +259,7 @@ def test_trimmed_slots_stay_ended_through_a_reset(queue: Queue) -> None:
     cursor = queue.read_scored("0-0", 40, 0)[35][0]
     assert queue.trim_scored("0-0") == 0
     assert queue.trim_scored(cursor) == 35
-    assert queue.scored_slots_after("0-0") == {35, 36, 37, 38, 39}
+    assert scored_slots_after(queue, "0-0") == {35, 36, 37, 38, 39}
     queue.begin()
     queue.reset_in_flight()
     assert queue.admit(range(41)) == 1
@@ -313,8 +314,8 @@ def test_a_torn_tail_is_cut_back_to_a_whole_transaction(tmp_path: Path) -> None:
     aof.write_bytes(aof.read_bytes()[:-30])
     for _ in range(2):  # the second restart is the one that half a transaction would survive to
         server.start()
-        assert queue.scored_slots_after("0-0") | queue.slots_in_flight() == {0, 1}
-        assert queue.scored_slots_after("0-0") == {0}
+        assert scored_slots_after(queue, "0-0") | queue.slots_in_flight() == {0, 1}
+        assert scored_slots_after(queue, "0-0") == {0}
         server.stop()
 
 
