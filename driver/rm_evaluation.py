@@ -26,6 +26,7 @@ from driver.rm_scores import answers_of, gated_and_uniform, outcomes, response_t
 from driver.rm_sets import EvalSet, read_sets
 from driver.rm_source import ModelSource, baseline, serving
 from driver.rm_tables import format_results
+from driver.rm_training import training_overlap
 
 
 def evaluate_reward_model(config: Config, directory: Path) -> None:
@@ -57,7 +58,8 @@ def _measure(config: Config, model: ModelSource, frozen: ModelSource | None, set
         scores[BASELINE] = _baseline_scores(frozen, config.rewarder, tokenizers[1], *batch)
     scores[LENGTH] = tokens[0][fits]
     by_scorer = {scorer: outcomes(kept, values) for scorer, values in scores.items()}
-    return results(described, frozen and frozen.name, kept, by_scorer, extra_tokens(kept, by_scorer[LENGTH]))
+    overlap = training_overlap(config, kept)
+    return results(described, frozen and frozen.name, overlap, kept, by_scorer, extra_tokens(kept, by_scorer[LENGTH]))
 
 
 def _baseline_scores(

@@ -14,7 +14,7 @@ from driver.report_html import fixed, interval, number, row, safe, section, tabl
 from driver.rm_charts import reliability_chart
 from driver.rm_measures import Calibrated
 from driver.rm_results import Results, SetResult
-from driver.rm_tables import TITLES
+from driver.rm_tables import TITLES, overlap_lines
 from rewarder.rewardbench import Sectioned
 
 CALIBRATION = (
@@ -52,8 +52,11 @@ def legend(names: Iterable[str]) -> str:
 def _body(results: Results) -> str:
     frozen = f"; baseline {safe(results.baseline)}" if results.baseline else "; no baseline"
     title = f'<p class="kicker">iter-rlhf: evaluate_rm</p><h1>Reward model</h1><p>{safe(results.model)}{frozen}.</p>'
+    title += f"<p>Training prompts: {safe(results.overlap.training)}.</p>"
     parts = [_benchmark(name, by_scorer) for name, by_scorer in results.benchmarks.items()]
-    parts += [_set(at, name, found) for at, (name, found) in enumerate(results.sets.items())]
+    parts += [
+        _set(at, name, found, overlap_lines(results, name)) for at, (name, found) in enumerate(results.sets.items())
+    ]
     return title + "".join(parts)
 
 
@@ -73,9 +76,10 @@ def _benchmark(name: str, by_scorer: Mapping[str, Sectioned]) -> str:
     return section(name, TITLES[name], intro, table(head, rows))
 
 
-def _set(at: int, name: str, found: SetResult) -> str:
+def _set(at: int, name: str, found: SetResult, overlap: Sequence[str]) -> str:
     left_out = "".join(f"; {count} left out: {safe(reason)}" for reason, count in found.skipped.items())
-    intro = f"{found.rows} rows{left_out}. Accuracy with its 95 % interval; equal scores lose."
+    seen = "".join(f" {line}." for line in overlap)
+    intro = f"{found.rows} rows{left_out}. Accuracy with its 95 % interval; equal scores lose.{seen}"
     body = _accuracies(found)
     if found.calibration:
         body += f"<p class='note'>{CALIBRATION}</p>" + _calibration(f"reliability of {name}", found.calibration)

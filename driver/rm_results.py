@@ -16,6 +16,7 @@ from common.judged import WHOLE, Judged
 from common.split import opening_key
 from driver.report_data import Interval
 from driver.rm_measures import Accuracy, Array, Calibrated, Outcome, accuracy, calibrated, pair_accuracy
+from driver.rm_overlap import Overlap
 from driver.rm_sets import PRIOR, V1, V2, EvalSet
 from rewarder.rewardbench import TIES, Sectioned, credit, margins, split_tie_id, ties_score, version_1, version_2
 
@@ -40,6 +41,7 @@ class Results:
 
     model: str
     baseline: str | None
+    overlap: Overlap
     scorers: tuple[str, ...]
     sets: Mapping[str, SetResult]
     benchmarks: Mapping[str, Mapping[str, Sectioned]]
@@ -50,11 +52,16 @@ class Results:
 
 
 def results(
-    model: str, baseline: str | None, sets: Sequence[EvalSet], outcomes: Outcomes, extra_tokens: Mapping[str, Array]
+    model: str,
+    baseline: str | None,
+    overlap: Overlap,
+    sets: Sequence[EvalSet],
+    outcomes: Outcomes,
+    extra_tokens: Mapping[str, Array],
 ) -> Results:
     """Measures every scorer on every set; extra_tokens: set -> tokens(right) - tokens(wrong) of each row of a set of pairs."""
     found = {judged.name: _set_result(judged, outcomes, extra_tokens.get(judged.name)) for judged in sets}
-    return Results(model, baseline, tuple(outcomes), found, _benchmarks(sets, found, outcomes))
+    return Results(model, baseline, overlap, tuple(outcomes), found, _benchmarks(sets, found, outcomes))
 
 
 def _set_result(judged: EvalSet, outcomes: Outcomes, extra_tokens: Array | None) -> SetResult:

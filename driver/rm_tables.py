@@ -21,11 +21,21 @@ def format_results(results: Results) -> str:
     """Every set and benchmark."""
     lines = [f"reward model: {results.model}"]
     lines += [f"baseline: {results.baseline}"] if results.baseline else ["baseline: none (evaluate_rm.baseline)"]
+    lines += [f"training prompts: {results.overlap.training}"]
     for name, found in results.sets.items():
         lines += ["", f"{name}: {found.rows} rows{_left_out(found.skipped)}", *_set_lines(found)]
+        lines += [f"  {line}" for line in overlap_lines(results, name)]
     for name, by_scorer in results.benchmarks.items():
         lines += ["", f"{TITLES[name]} (x 100)", *_benchmark_lines(by_scorer)]
     return "\n".join(lines)
+
+
+def overlap_lines(results: Results, name: str) -> list[str]:
+    """How many rows of a set share words with a training prompt, where that is known."""
+    if name not in results.overlap.rows:
+        return []
+    of = f"{results.overlap.rows[name]} of {results.sets[name].rows} rows"
+    return [f"13 words in a row of the prompt are in a training prompt too: {of}"]
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -15,6 +15,7 @@ from driver import preflight
 from driver.preflight import Report
 from learner.engine import init_single_rank
 from tests.unit.preflights import GOOD, ITERATE, Check, make_model, make_reward_model
+from tests.unit.reward_models import make_models
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +40,9 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
         return preflight.check(load_config(BASE, [*GOOD, *overrides]), stages, resume)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directories gated/ and classifier/ (tests/unit/reward_models.py), to be read only."""
+    return make_models(tmp_path_factory.mktemp("models"))

@@ -25,8 +25,8 @@
 18 which correlation              test_debias: test_penalty_is_the_first_that_reaches_the_threshold (signed, global);
                                   test_length_bias (within prompts, and with true length)
 19 splits by prompt               test_reward_data: test_splits_are_by_prompt_and_stay,
-                                  test_a_conversation_and_its_continuation_fall_on_the_same_side; test_split. Decontamination
-                                  against public evaluation sets belongs to the evaluation, which is not built.
+                                  test_a_conversation_and_its_continuation_fall_on_the_same_side; test_split.
+                                  Decontamination: test_rm_overlap (counted by stage evaluate_rm; nothing is left out)
 20 other templates                here: test_each_family_has_its_positions (there is no pattern to store: positions are
                                   counted); test_reward_model: test_bad_conversations_are_refused
 21 objective names                test_reward_model: test_released_config_loads, test_tensor_inventory
