@@ -13,6 +13,7 @@ CONFIGS = sorted(BASE.parent.glob("*.yaml"))
 VALID = ("aggregation.kind=final_score",)
 ADAPTS = ("adaptation.when=iteration",)
 BASELINE = "learner.reward_model.baseline=true"
+VERBOSE = ("aggregation.kind=grouped", "rewarder.objectives=[x,long]", "learner.reward_model.verbosity=long")
 WEIGHTED = ("aggregation.kind=weighted_sum", "rewarder.objectives=[a, b]")
 
 
@@ -98,6 +99,10 @@ def test_all_problems_come_at_once() -> None:
             "learner.reward_model.stage_1 is 'lasso'; it must be one of regression",
         ),
         (("learner.reward_model.verbosity=long",), "'long', which is not in rewarder.objectives"),
+        (
+            (*VERBOSE, "aggregation.groups={a: [x, long]}"),
+            "aggregation.groups names 'long', which is learner.reward_model.verbosity: debiasing makes it 0",
+        ),
         (("rewarder.preference=p",), "rewarder.preference is 'p', which is not in rewarder.objectives"),
         (("rewarder.programs={p: 'm:f'}",), "rewarder.programs names 'p', which is not in rewarder.objectives"),
         (

@@ -1,7 +1,8 @@
 """The pitfalls of gated reward models (from the released ArmoRM: its issues, its script, its users), each with its tests.
 
  1 softmax over objectives        test_reward_model: test_softmax_is_over_objectives
- 2 gate reads the end of turn     test_reward_model: test_positions_of_a_conversation; here: test_each_family_has_its_positions
+ 2 gate reads the end of turn     test_reward_model: test_positions_of_a_conversation; here: test_each_family_has_its_positions;
+                                  as the released code finds it: test_released_layout: test_every_part_is_the_equations
  3 forged turns in a response     test_reward_model: test_response_cannot_forge_a_turn
  4 newlines that merge            here: test_newlines_before_a_response_move_nothing
  5 truncation                     test_reward_model: test_too_long_is_an_error (nothing is cut; the conversation is refused)
@@ -12,14 +13,16 @@
                                   test_group_equals_batches_equals_single; here: test_the_pad_token_does_not_matter. Packed
                                   attention is not used for scoring.
  9 same kernel and dtype          test_ridge_stage: test_hidden_states_are_those_that_serve,
-                                  test_whatever_changes_the_states_misses_the_cache
-10 heads in float32               test_reward_model: test_heads_stay_float32; here: test_close_scores_are_no_ties
+                                  test_whatever_changes_the_states_misses_the_cache, test_the_fit_is_what_is_served
+10 heads in float32               test_reward_model: test_heads_stay_float32; here: test_close_scores_are_no_ties; stored:
+                                  test_released_layout: test_the_inventory_of_the_released_checkpoint
 11 one BOS                        test_reward_model: test_positions_of_a_conversation; here: test_there_is_one_bos
 12 no generation prompt           test_reward_model: test_positions_of_a_conversation
-13 r T, not T r                   test_aggregate: test_debias_is_row_times_matrix; test_debias: test_planted_penalties; here:
-                                  test_a_checkpoint_scores_by_the_equations
+13 r T, not T r                   test_aggregate: test_debias_is_row_times_matrix; test_debias: test_planted_penalties;
+                                  test_released_layout: test_every_part_is_the_equations
 14 scores are raw                 here: test_scores_are_raw_and_the_gate_trains_on_debiased_ones
-15 stock classifiers              test_reward_model: test_other_checkpoints_are_refused, test_broken_checkpoints_are_refused
+15 stock classifiers              test_reward_model: test_other_checkpoints_are_refused, test_broken_checkpoints_are_refused;
+                                  test_label_checks: test_what_is_no_reward_model_is_refused_before_it_is_loaded
 16 Bradley-Terry scale            here: test_the_gates_scale_is_learned_stored_and_calibrated_away
 17 penalties only                 test_debias: test_only_penalties
 18 which correlation              test_debias: test_penalty_is_the_first_that_reaches_the_threshold (signed, global);
@@ -29,7 +32,8 @@
                                   Decontamination: test_rm_overlap (counted by stage evaluate_rm; nothing is left out)
 20 other templates                here: test_each_family_has_its_positions (there is no pattern to store: positions are
                                   counted); test_reward_model: test_bad_conversations_are_refused
-21 objective names                test_reward_model: test_released_config_loads, test_tensor_inventory
+21 objective names                test_reward_model: test_released_config_loads, test_tensor_inventory,
+                                  test_round_trip_is_bit_equal; test_released_layout: test_the_nineteen_objectives_in_order
 """
 
 from __future__ import annotations
@@ -40,53 +44,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModel, PreTrainedTokenizerFast
+from tokenizers import processors
 
-from common.types import Message
 from learner import calibration
 from learner.reward_training import Features, descend_gate, gate_loss, gated_score
-from rewarder.aggregate import Aggregation, combined_scores
+from rewarder.aggregate import Aggregation
 from rewarder.model import GatedRewardModel
 from rewarder.scoring import collate, render, score_responses
 from tests.integration.models import tiny_policy
+from tests.unit.templates import CHATML, GEMMA, LLAMA3, PROMPT, THINKING, UNTRIMMED, tokenizer_of, tokens
 
 NAMES = ["help", "verbosity", "safe"]
-WORDS = [f"w{i}" for i in range(30)]
-SPECIAL = ["<pad>", "<bos>", "<start>", "<stop>", "<eot>"]
-PIECES = ["user", "assistant", "model", "<think>", "</think>", "\n", "\n\n", "\n\n\n", "\n\n\n\n\n"]
-PROMPT = [Message("user", "w1"), Message("assistant", "w2 w3"), Message("user", "w4 w5")]
 FINAL = Aggregation("final_score", (), 0.0, 0.0)
-
-LLAMA3 = (
-    "<bos>{% for m in messages %}<start>{{ m['role'] }}<stop>{{ '\n\n' }}{{ m['content'] | trim }}<eot>{% endfor %}"
-    "{% if add_generation_prompt %}<start>assistant<stop>{{ '\n\n' }}{% endif %}"
-)
-UNTRIMMED = LLAMA3.replace(" | trim", "")
-GEMMA = (
-    "<bos>{% for m in messages %}<start>{{ 'model' if m['role'] == 'assistant' else m['role'] }}{{ '\n' }}"
-    "{{ m['content'] | trim }}<eot>{{ '\n' }}{% endfor %}{% if add_generation_prompt %}<start>model{{ '\n' }}{% endif %}"
-)
-CHATML = (
-    GEMMA.replace("<bos>", "").replace("'model' if m['role'] == 'assistant' else ", "").replace("model", "assistant")
-)
-THINKING = CHATML.replace(
-    "{{ m['content']",
-    "{% if loop.last and m['role'] == 'assistant' %}<think>{{ '\n\n' }}</think>{% endif %}{{ m['content']",
-)
-
-
-def tokenizer_of(template: str, pad: str = "<pad>") -> PreTrainedTokenizerFast:
-    """Words and runs of newlines as tokens: a run is one piece, as in the Llama 3 tokenizer."""
-    vocabulary = {piece: i for i, piece in enumerate(SPECIAL + PIECES + WORDS)}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    inner.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
-        [pre_tokenizers.Split(Regex(" "), "removed"), pre_tokenizers.Split(Regex("\n+|</?think>"), "isolated")]
-    )
-    made = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<bos>", eos_token="<eot>", pad_token=pad)
-    made.add_special_tokens({"additional_special_tokens": ["<start>", "<stop>", "<pad>"]})  # pyright: ignore[reportArgumentType]
-    made.chat_template = template
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +73,6 @@ def model(policy: Path) -> GatedRewardModel:
         parameter.data.normal_(0, 0.3, generator=generator)
     made.reward_transform_matrix.data[1] -= torch.tensor([0.25, 1.0, 0.1])
     return made.eval()
-
-
-def tokens(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> list[str]:
-    return [str(piece) for piece in tokenizer.convert_ids_to_tokens(ids)]
 
 
 @pytest.mark.parametrize(
@@ -236,39 +201,3 @@ def test_the_gates_scale_is_learned_stored_and_calibrated_away(
     assert calibration.calibrate(model, data, FINAL, None).temperatures[0] == pytest.approx(
         0.01 * temperature, rel=1e-3
     )
-
-
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_a_checkpoint_scores_by_the_equations(
-    model: GatedRewardModel, tmp_path: Path, dtype: type[np.floating]
-) -> None:
-    """The files of a checkpoint and a bare decoder, put together here by hand: regression, gate, T and score, each apart."""
-    tokenizer = tokenizer_of(LLAMA3)
-    model.save(tmp_path, tokenizer)
-    stored = load_file(tmp_path / "model.safetensors")
-    heads = {name: value.numpy().astype(dtype) for name, value in stored.items() if not name.startswith("model.")}
-    decoder = AutoModel.from_config(model.backbone.config).eval()
-    decoder.load_state_dict({name.removeprefix("model."): v for name, v in stored.items() if name.startswith("model.")})
-    loaded = GatedRewardModel.load(tmp_path, "float32")
-    responses = ["w7", "w8 w9 w10"]
-    scores, gate = score_responses(loaded, tokenizer, PROMPT, responses, 64)
-    got = combined_scores(scores, gate, loaded.reward_transform_matrix.detach(), FINAL)[:, 0].numpy()
-    for i, response in enumerate(responses):
-        ids, prompt_end, response_end = render(tokenizer, PROMPT, response)
-        with torch.no_grad():
-            hidden = (
-                decoder.to(torch.float64 if dtype is np.float64 else torch.float32)(input_ids=torch.tensor([ids]))
-                .last_hidden_state[0]
-                .numpy()
-            )
-        r = heads["regression_layer.weight"] @ hidden[response_end]
-        z = hidden[prompt_end]
-        for layer in range(3):
-            z = heads[f"gating.layers.{layer}.weight"] @ z + heads[f"gating.layers.{layer}.bias"]
-            z = np.maximum(z, 0) if layer < 2 else z
-        g = heads["gating.logit_scale"] * np.exp(z / 2.0) / np.exp(z / 2.0).sum()
-        c = heads["reward_transform_matrix"] @ g
-        np.testing.assert_allclose(scores[i].numpy(), r, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(gate.numpy(), g, rtol=1e-4)
-        np.testing.assert_allclose(got[i], r @ heads["reward_transform_matrix"] @ g, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(got[i], c @ r, rtol=1e-4, atol=1e-5)

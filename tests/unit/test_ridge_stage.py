@@ -25,7 +25,7 @@ from learner import reward_data
 from learner.reward_training import extract_features, fit_heads
 from learner.worker import LearnerWorker
 from rewarder.model import GatedRewardModel
-from rewarder.scoring import Rendered, collate, render
+from rewarder.scoring import Rendered, collate, render, score_responses
 from tests.integration.models import WORDS, tiny_policy
 
 OBJECTIVES = ["good", "long", "safe"]
@@ -211,6 +211,28 @@ def test_hidden_states_are_those_that_serve(
     fitted_on = extract_features(fresh(world, dtype), sets, 256, 0, CPU).response
     served_by = extract_features(served, sets, 256, 0, CPU).response
     assert torch.equal(fitted_on, served_by)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-5), ("bfloat16", 0.05)])
+def test_the_fit_is_what_is_served(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, atol: float
+) -> None:
+    """What the rewarder says of a response is what the fit predicted from the states it saw, whatever the batch; bfloat16
+    rounds differently with its shape."""
+    train(world, tmp_path / "rm", monkeypatch, f"rewarder.dtype={dtype}")
+    rows = [json.loads(line) for line in (world / "ratings.jsonl").read_text().splitlines()][:12]
+    said = [([Message(**turn) for turn in row["prompt"]], row["response"]) for row in rows]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "rm")
+    sets = list(
+        reward_data.prompt_sets(
+            [RatedResponse(tuple(m), r, {}) for m, r in said], [], OBJECTIVES, tokenizer, 50
+        ).values()
+    )
+    fitted = extract_features(fresh(world, dtype), sets, 256, 0, CPU).response
+    weight = load_file(tmp_path / "rm" / "model.safetensors")["regression_layer.weight"]
+    served = GatedRewardModel.load(tmp_path / "rm", dtype)
+    scores = torch.cat([score_responses(served, tokenizer, messages, [response], 50)[0] for messages, response in said])
+    torch.testing.assert_close(scores, fitted @ weight.T, atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize(
