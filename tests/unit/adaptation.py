@@ -23,17 +23,29 @@ OBJECTIVES = ["good", "safe"]
 
 
 def served_and_judge(directory: Path) -> tuple[GatedRewardModel, GatedRewardModel, PreTrainedTokenizerBase]:
-    """(served, looks at "good"; the judge's, looks at "safe"; tokenizer)."""
+    """(served, looks at "good"; the judge's, looks at "safe"; tokenizer). Both score around 0.5, as heads that learned ratings
+    in [0, 1] do."""
     tiny_policy(directory, 0)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
     served = GatedRewardModel.from_policy(directory, OBJECTIVES, 8, 1, 1.0, 2.0, 0).eval()
-    served.regression_layer.weight.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(0))
+    weight = served.regression_layer.weight.data.normal_(0, 0.015, generator=torch.Generator().manual_seed(0))
+    weight += middle(served, tokenizer)
     judge = copy.deepcopy(served)
     for model, column in ((served, 0), (judge, 1)):
         last = model.gating.layers[-1]
         assert isinstance(last, torch.nn.Linear)
         last.weight.data.zero_()
         last.bias.data.fill_(-2.0)[column] = 2.0
-    return served, judge, AutoTokenizer.from_pretrained(directory)
+    return served, judge, tokenizer
+
+
+def middle(model: GatedRewardModel, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """The head [H] whose score of any sentence is about 0.5: heads have no intercept."""
+    rng = np.random.default_rng(3)
+    with torch.no_grad():
+        rendered = [render(tokenizer, (Message("user", sentence(rng)),), sentence(rng)) for _ in range(200)]
+        states = model(*collate(rendered)).response_state
+    return torch.linalg.lstsq(states, torch.full((200, 1), 0.5)).solution[:, 0]
 
 
 def scores(
@@ -93,7 +105,7 @@ def write_original(
         pairs.append({"prompt": turns, "chosen": chosen, "rejected": rejected})
         with torch.no_grad():
             rated = served(*collate([render(tokenizer, prompt, a)])).scores[0].tolist()
-        noisy = dict(zip(OBJECTIVES, (np.array(rated) + rng.normal(0, 0.1, 2)).tolist(), strict=True))
+        noisy = dict(zip(OBJECTIVES, (np.array(rated) + rng.normal(0, 0.01, 2)).clip(0, 1).tolist(), strict=True))
         ratings.append({"prompt": turns, "response": a, "scores": noisy})
     for name, rows in (("ratings", ratings), ("pairs", pairs)):
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

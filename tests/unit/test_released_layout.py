@@ -27,12 +27,24 @@ ALONE = [Message("user", "w1 w2")]
 FINAL = Aggregation("final_score", (), 0.0, 0.0)
 
 
+def llama(hidden: int, layers: int, heads: int, kv_heads: int, inner: int, vocabulary: int) -> LlamaConfig:
+    return LlamaConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        intermediate_size=inner,
+        vocab_size=vocabulary,
+        initializer_range=0.3,
+    )
+
+
 def test_the_inventory_of_the_released_checkpoint() -> None:
     """Section 4 of the notes on it, from its safetensors headers: 7,511,320,957 parameters in 15.04 GB."""
-    shape = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
-    config = LlamaConfig(**shape, intermediate_size=14336, vocab_size=128257, dtype=torch.bfloat16)
+    config = llama(4096, 32, 32, 8, 14336, 128257)
     with torch.device("meta"):
-        backbone = LlamaModel(config).to(torch.bfloat16)
+        backbone = LlamaModel(config)
+        backbone.bfloat16()
         model = GatedRewardModel(backbone, HeadSizes(4096, 19, 1024, 3, 10.0), RewardModelInfo(ARMORM_OBJECTIVES), 1.0)
     stored = {stored_name(name): value for name, value in model.state_dict().items()}
     heads = {name: (tuple(v.shape), v.dtype) for name, v in stored.items() if not name.startswith("model.")}
@@ -83,8 +95,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = tokenizer_of(LLAMA3)
     tokenizer.save_pretrained(directory)
     torch.manual_seed(0)
-    shape = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = LlamaConfig(**shape, intermediate_size=48, vocab_size=len(tokenizer), initializer_range=0.3)
+    config = llama(HIDDEN, 2, 4, 2, 48, len(tokenizer))
     decoder = {f"model.{name}": value.bfloat16() for name, value in LlamaModel(config).state_dict().items()}
     transform = torch.eye(OBJECTIVES)
     transform[1] -= torch.tensor([0.4, 1.0, 0.05, 0.25])
@@ -105,7 +116,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def positions(ids: list[int]) -> tuple[int, int]:
     """(prompt, response) as the released code finds them: the end of turn before the last assistant header, and the end."""
     tokenizer = tokenizer_of(LLAMA3)
-    pattern = tokenizer.convert_tokens_to_ids(["<eot>", "<start>", "assistant", "<stop>", "\n\n"])
+    pattern = [tokenizer.convert_tokens_to_ids(piece) for piece in ("<eot>", "<start>", "assistant", "<stop>", "\n\n")]
     starts = [i for i in range(len(ids)) if ids[i : i + len(pattern)] == pattern]
     return starts[-1], len(ids) - 1
 
@@ -124,8 +135,9 @@ def states(directory: Path, prompt: list[Message], response: str, dtype: torch.d
     decoder.load_state_dict({name.removeprefix("model."): v for name, v in stored.items() if name.startswith("model.")})
     turns = "".join(f"<start> {m.role} <stop>\n\n{m.content} <eot> " for m in [*prompt, Message("assistant", response)])
     ids = tokenizer_of(LLAMA3)("<bos> " + turns).input_ids
+    decoder.double() if dtype == torch.float64 else decoder.float()
     with torch.no_grad():
-        hidden = decoder.to(dtype)(input_ids=torch.tensor([ids])).last_hidden_state[0].numpy()
+        hidden = decoder(input_ids=torch.tensor([ids])).last_hidden_state[0].numpy()
     return hidden[positions(ids)[0]], hidden[positions(ids)[1]]
 
 
