@@ -114,6 +114,7 @@ class RewardTrainingConfig:
     epochs: int
     batch_size: int
     learning_rate: float
+    lora_rank: int | None
     regression_weight: float
     gate_steps: int
     gate_learning_rate: float

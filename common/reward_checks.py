@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from common.config import Config
 
+MOST_RANK = 1024
+
 
 def wrong_reward_training(config: Config) -> list[str]:
     """One line for each contradiction among learner.reward_model, rewarder and the labels."""
@@ -21,7 +23,24 @@ def wrong_reward_training(config: Config) -> list[str]:
             f"learner.reward_model.stage_1 is ridge, which fits ratings, but rewarder.preference has the pairs train the head "
             f"of {config.rewarder.preference!r}; use stage_1: regression, or rewarder.preference: null"
         )
+    if training.lora_rank is not None:
+        found += _wrong_lora(training.lora_rank, training.stage_1)
     return found + (_wrong_baseline(config) if training.baseline else [])
+
+
+def _wrong_lora(rank: int, stage_1: str) -> list[str]:
+    found = []
+    if not 1 <= rank <= MOST_RANK:
+        found.append(
+            f"learner.reward_model.lora_rank is {rank}; it must be between 1 and {MOST_RANK}, or null to train all "
+            "weights"
+        )
+    if stage_1 == "ridge":
+        found.append(
+            f"learner.reward_model.lora_rank is {rank}, but stage_1: ridge leaves the backbone as it is; use "
+            "stage_1: regression, or lora_rank: null"
+        )
+    return found
 
 
 def _wrong_baseline(config: Config) -> list[str]:

@@ -152,7 +152,8 @@ def _reward_model_settings(config: Config) -> list[tuple[str, object]]:
         ("labels", f"{labels}; {training.held_out_fraction:g} of the prompts held out"),
         (
             "stage 1",
-            f"{training.epochs} epoch(s), batches of {training.batch_size}, learning rate {training.learning_rate:g}",
+            f"{training.epochs} epoch(s), batches of {training.batch_size}, learning rate {training.learning_rate:g}"
+            + (f", backbone by low-rank updates (LoRA, rank {training.lora_rank})" if training.lora_rank else ""),
         ),
         ("its loss", f"{training.regression_weight:g} x squared error of ratings + Bradley-Terry of the gated score"),
         ("stage 2", f"gate alone, {training.gate_steps} steps, learning rate {training.gate_learning_rate:g}"),

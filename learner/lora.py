@@ -1,7 +1,7 @@
 """Low-rank updates (LoRA, 2106.09685) of a backbone's attention projections, merged into its weights after the fit.
 
-Called by learner/adapt.py. Forty lines of our own, not a library: a version is one plain reward model directory, so the
-updates live only from `add_lora` to `merge_lora`.
+Called by learner/adapt.py (adaptation.tier: lora) and learner/reward_stage.py (learner.reward_model.lora_rank). Forty lines of
+our own, not a library: a version is one plain reward model directory, so the updates live only from `add_lora` to `merge_lora`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + (x.float() @ self.down.T @ self.up.T).to(x.dtype)
+        plain = self.base(x)  # under autocast its dtype is another than that of x
+        return plain + (x.float() @ self.down.T @ self.up.T).to(plain.dtype)
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
@@ -43,7 +44,8 @@ def add_lora(backbone: nn.Module, rank: int, seed: int) -> list[nn.Parameter]:
     found = [name for name, module in backbone.named_modules() if _is_target(name, module)]
     if not found:
         raise ValueError(
-            f"{type(backbone).__name__} has no linear layers named {', '.join(TARGETS)}; use adaptation.tier: gate"
+            f"{type(backbone).__name__} has no linear layers named {', '.join(TARGETS)}, and low-rank updates go there; "
+            "use adaptation.tier: gate, or learner.reward_model.lora_rank: null"
         )
     generator = torch.Generator().manual_seed(seed)
     for name in found:

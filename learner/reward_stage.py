@@ -22,6 +22,7 @@ from common.config import Config, RewardTrainingConfig
 from learner import baseline, calibration, held_out, length_bias, reward_training
 from learner.calibration import aggregation_of, preference_column
 from learner.engine import Engine
+from learner.lora import add_lora, merge_lora
 from learner.policy_source import revision_of, tokenizer_of
 from learner.progress import Report
 from learner.reward_data import PromptSet, read_sides
@@ -150,7 +151,12 @@ class RewardStage:
         column: int | None,
         report: Report,
     ) -> None:
-        """Stage 1 by gradient; `column` is the objective that the pairs train, where there is one."""
+        """Stage 1 by gradient, of the whole backbone or of low-rank updates that are then merged into it; `column` is the
+        objective that the pairs train, where there is one."""
+        rank = self._settings.lora_rank
+        if rank is not None:
+            model.backbone.requires_grad_(False)
+            add_lora(model.backbone, rank, self._seed)
         # Stage 2 and calibration read the heads outside DeepSpeed, so the parameters stay whole: no ZeRO-3 here.
         whole = replace(self._learner, zero_stage=min(self._learner.zero_stage, 2))
         engine = Engine(model, whole, settings.learning_rate, self._device)
@@ -167,6 +173,8 @@ class RewardStage:
             report,
         )
         engine.free()
+        if rank is not None:
+            merge_lora(model.backbone)
 
     def _features(self, model: GatedRewardModel, sets: Sequence[PromptSet]) -> Features:
         budget, cache = self._learner.micro_batch_tokens, self._settings.feature_cache
@@ -175,7 +183,8 @@ class RewardStage:
     @property
     def _backbone_dtype(self) -> str:
         """A frozen backbone computes hidden states as it will serve; a trained one holds its parameters in float32."""
-        return self._rewarder.dtype if self._settings.stage_1 == "ridge" else "float32"
+        frozen = self._settings.stage_1 == "ridge" or self._settings.lora_rank is not None
+        return self._rewarder.dtype if frozen else "float32"
 
     def _tokenizer(self, policy: str) -> Any:
         """Of the model that is given, else of the policy."""

@@ -1,7 +1,8 @@
 """Trains the gated multi-objective reward model from ratings and pairs.
 
     stage 1  backbone + heads + gate: regression_weight * masked MSE of the objectives + Bradley-Terry of the gated score
-             (+ Bradley-Terry of the head that rewarder.preference names: pairs are that objective's labels);
+             (+ Bradley-Terry of the head that rewarder.preference names: pairs are that objective's labels), where the backbone
+             may be low-rank updates of it (learner/lora.py);
              or, with stage_1: ridge, heads alone, in closed form on the frozen backbone's hidden states (learner/ridge.py)
     debias   the verbosity matrix T from the predicted scores (rewarder/debias.py)
     stage 2  gate and its scale alone, Bradley-Terry on the debiased score, on cached hidden states

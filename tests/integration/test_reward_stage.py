@@ -1,5 +1,5 @@
-"""Stage reward_model by gradient, with DeepSpeed: the Bradley-Terry baseline beside the gated model, on one rank and on two, at
-ZeRO 0, 1 and 2. One process (or two) does all jobs; what they wrote is compared here.
+"""Stage reward_model by gradient, with DeepSpeed: all weights or low-rank updates, with the Bradley-Terry baseline beside the
+gated model, on one rank and on two, at ZeRO 0, 1 and 2. One process (or two) does all jobs; what they wrote is compared here.
 """
 
 from __future__ import annotations
@@ -15,20 +15,30 @@ import torch.multiprocessing as multiprocessing
 from safetensors.torch import load_file
 
 from learner.engine import init_process_group
+from learner.held_out import baseline_report, held_out_report
+from learner.reward_training import extract_features
 from rewarder.bradley_terry import load_classifier, new_scalar_model
+from rewarder.model import GatedRewardModel
 from tests.integration.planted import accuracy, configured, planted_world, run_stage, sides
 
 TRAINING = "learner.reward_model."
+RANK = 3
+LORA = (f"{TRAINING}lora_rank={RANK}", f"{TRAINING}learning_rate=1e-2")
+PROJECTIONS = tuple(f"{name}_proj.weight" for name in "qkvo")
 # name: (ranks, whether with a baseline, overrides)
 JOBS: dict[str, tuple[int, bool, tuple[str, ...]]] = {
     "plain": (1, True, ()),
     "alone": (1, False, ()),
     "rated_otherwise": (1, True, (f"{TRAINING}regression_weight=50", f"{TRAINING}initial_scale=7")),
     "zero_1": (1, True, ("learner.zero_stage=1",)),
+    "lora": (1, True, LORA),
+    "lora_autocast": (1, True, (*LORA, "learner.autocast=true")),
+    "lora_bfloat16": (1, True, (*LORA, "rewarder.dtype=bfloat16", "learner.autocast=true", "learner.zero_stage=2")),
+    "two_lora": (2, True, (*LORA, "learner.zero_stage=2")),
     "two_zero_0": (2, True, ()),
     "two_zero_2": (2, True, ("learner.zero_stage=2",)),
 }
-ADAM_NOISE = 1e-3  # Adam turns float noise in a gradient near 0 into part of a step of 1e-3
+ADAM_NOISE = 2e-4  # weights move by 1e-2 to 1e-1; Adam turns float noise in a gradient near 0 into part of a step
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -41,7 +51,19 @@ def work(rank: int, ranks: int, root: str, port: int) -> None:
         if wanted == ranks:
             report = run_stage(Path(root), Path(root) / name, configured(*overrides), baseline, rank)
             (Path(root) / f"{name}.{rank}.json").write_text(json.dumps(report))
+            (Path(root) / f"{name}.{rank}.read.json").write_text(json.dumps(as_read(Path(root), name, rank)))
     dist.destroy_process_group()
+
+
+def as_read(root: Path, job: str, rank: int) -> dict[str, float]:
+    """The held-out numbers of what the job wrote, loaded again."""
+    cpu, unseen, dtype = torch.device("cpu"), sides(root)[1], configured(*JOBS[job][2]).rewarder.dtype
+    gated = GatedRewardModel.load(root / job / "version_0", dtype)
+    found = held_out_report(gated, extract_features(gated, unseen, 512, rank, cpu), None)
+    if (root / job / "baseline").exists():
+        plain = load_classifier(root / job / "baseline", dtype)
+        found |= baseline_report(plain, extract_features(plain, unseen, 512, rank, cpu))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +119,51 @@ def test_what_only_the_gated_model_has_does_not_touch_it(world: Path) -> None:
     assert not any(torch.equal(ours[name], theirs[name]) for name in ours if "proj" in name)
 
 
-@pytest.mark.parametrize("job", ["zero_1", "two_zero_0", "two_zero_2"])
+@pytest.mark.parametrize(
+    ("job", "same"), [("zero_1", "plain"), ("two_zero_0", "plain"), ("two_zero_2", "plain"), ("two_lora", "lora")]
+)
 @pytest.mark.parametrize("model", ["version_0", "baseline"])
-def test_ranks_and_zero_stages_make_the_same_models(world: Path, job: str, model: str) -> None:
-    ours, theirs = weights(world, job, model), weights(world, "plain", model)
+def test_ranks_and_zero_stages_make_the_same_models(world: Path, job: str, same: str, model: str) -> None:
+    ours, theirs = weights(world, job, model), weights(world, same, model)
     assert ours.keys() == theirs.keys()
     apart = {name: float((value - theirs[name]).abs().max()) for name, value in ours.items()}
     assert max(apart.values()) < ADAM_NOISE, apart
 
 
+@pytest.mark.parametrize("job", ["lora", "lora_autocast", "lora_bfloat16", "two_lora"])
+@pytest.mark.parametrize("model", ["version_0", "baseline"])
+def test_low_rank_updates_move_the_projections_by_their_rank_and_nothing_else(
+    world: Path, job: str, model: str
+) -> None:
+    dtype = torch.bfloat16 if job == "lora_bfloat16" else torch.float32
+    before, after = load_file(world / "policy" / "model.safetensors"), weights(world, job, model)
+    backbone = {name for name in after if name.startswith("model.")}
+    assert backbone == {name for name in before if name.startswith("model.")}, "a plain directory"
+    projections = {name for name in backbone if name.endswith(PROJECTIONS)}
+    assert len(projections) == 4 * 2
+    assert all(after[name].dtype == dtype for name in backbone)
+    assert [name for name in backbone - projections if not torch.equal(after[name], before[name].to(dtype))] == []
+    for name in projections:
+        moved = (after[name].double() - before[name].to(dtype).double()).abs()
+        assert moved.max() > 1e-3, name
+        if dtype == torch.float32:  # else rounding fills the matrix
+            sizes = torch.linalg.svdvals(after[name].double() - before[name].double())
+            assert sizes[RANK] < 1e-4 * sizes[RANK - 1], (name, sizes)
+
+
+def test_low_rank_updates_learn(world: Path) -> None:
+    for job in ("lora", "lora_autocast", "lora_bfloat16"):
+        said = report(world, job)
+        assert said["rm/pair_accuracy_baseline_low"] > 0.5 and said["rm/pair_accuracy_low"] > 0.5, (job, said)
+
+
+@pytest.mark.parametrize("job", list(JOBS))
+def test_what_is_loaded_scores_as_what_was_trained(world: Path, job: str) -> None:
+    said, read = report(world, job), json.loads((world / f"{job}.0.read.json").read_text())
+    assert set(read) > {"rm/pair_accuracy", "rm/r2/good"}
+    assert {name: said[name] for name in read} == read
+
+
 def test_all_ranks_say_the_same(world: Path) -> None:
-    assert report(world, "two_zero_2", 0) == report(world, "two_zero_2", 1)
+    for job in ("two_zero_2", "two_lora"):
+        assert report(world, job, 0) == report(world, job, 1)

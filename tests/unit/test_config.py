@@ -94,6 +94,11 @@ def test_all_problems_come_at_once() -> None:
             (BASELINE, "learner.reward_model.stage_1=ridge", "learner.reward_model.gate_steps=0"),
             "as many updates as the gate, and gate_steps is 0",
         ),
+        (("learner.reward_model.lora_rank=0",), "lora_rank is 0; it must be between 1 and 1024, or null"),
+        (
+            ("learner.reward_model.lora_rank=8", "learner.reward_model.stage_1=ridge"),
+            "lora_rank is 8, but stage_1: ridge leaves the backbone as it is",
+        ),
         (
             ("learner.reward_model.stage_1=lasso",),
             "learner.reward_model.stage_1 is 'lasso'; it must be one of regression",
