@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from common.config_file import BASE, load_config
 from driver import disks
 from driver.disks import DiskError, Disks
 from driver.node_disk import Manifest, NodeDisk
+from driver.run import Run
+from driver.stages import run_reward_model
 
 
 class OtherDisk(NodeDisk):
@@ -130,6 +134,48 @@ def test_a_file_that_does_not_come_whole_is_named(pair: Disks, run_dir: Path, ot
     other.read = torn
     with pytest.raises(DiskError, match="rank_1 did not come whole from far"), pair.writing(run_dir / "step") as path:
         write(other.at(path), rank_1="one")
+
+
+class FarLearner:
+    """A cluster whose one learner is on a node with a disk of its own; stage reward_model there is two small files."""
+
+    def __init__(self, disks: Disks, other: OtherDisk):
+        self.disks, self.learners, self._other = disks, ["learner-0"], other
+
+    def call(self, *_: object) -> None: ...
+
+    def submit(self, _roles: object, method: str, policy: str, *arguments: str | None) -> str:
+        *_, target, baseline = arguments
+        assert method == "reward_model" and target is not None
+        for place, name in ((target, "report.json"), (baseline, "config.json")):
+            if place is not None:
+                write(self._other.at(place), **{name: "{}"})
+        return "pending"
+
+    def poll(self, *_: object) -> bool:
+        return True
+
+    def collect(self, *_: object) -> list[dict[str, float]]:
+        ends = {f"rm/pair_accuracy{end}": 0.5 for end in ("", "_low", "_high", "_uniform_gate", "_length")}
+        return [ends | {"rm/held_out_pairs": 9.0}]
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_baseline_made_on_a_far_node_comes_beside_version_0(
+    tmp_path: Path, run_dir: Path, pair: Disks, other: OtherDisk, asked: bool
+) -> None:
+    settings = [
+        "aggregation.kind=final_score",
+        "policy.model=owner/name",
+        "data.preferences=owner/pairs",
+        "run.name=run",
+    ]
+    given = [*settings, f"run.dir={tmp_path}", f"learner.reward_model.baseline={asked}", "stages=[reward_model]"]
+    cluster: Any = FarLearner(pair, other)
+    run_reward_model(Run(load_config(BASE, given), cluster, run_dir, None, ExitStack()))
+    found = {str(file.relative_to(run_dir)) for file in (run_dir / "rm").rglob("*") if file.is_file()}
+    assert found == {"rm/version_0/report.json"} | ({"rm/baseline/config.json"} if asked else set())
+    assert not any(other.at(run_dir / "rm").rglob("*.json")), "nothing stays on the far node"
 
 
 def test_on_one_machine_nothing_happens(run_dir: Path) -> None:
