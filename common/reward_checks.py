@@ -15,8 +15,8 @@ def wrong_reward_training(config: Config) -> list[str]:
     grouped = [name for members in config.aggregation.groups.values() for name in members]
     if training.verbosity in grouped and config.rewarder.model is None and config.aggregation.kind == "grouped":
         found.append(
-            f"aggregation.groups names {training.verbosity!r}, which is learner.reward_model.verbosity: debiasing makes it 0 for "
-            "every response; take it out of the groups"
+            f"aggregation.groups names {training.verbosity!r}, which is learner.reward_model.verbosity: debiasing makes it 0 "
+            "for every response; take it out of the groups"
         )
     if training.stage_1 == "ridge" and config.rewarder.preference is not None:
         found.append(

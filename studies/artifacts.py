@@ -65,6 +65,12 @@ KINDS: dict[str, Callable[[Config], Artifact]] = {
 }  # in the order of need
 
 
+def write_world(config: Config) -> None:
+    """The sandbox of this configuration's seed, where it is not there: every task reads some of it."""
+    assert config.data.demonstrations is not None, "studies have demonstrations"
+    prepare(Path(config.data.demonstrations).parent, config.run.seed)
+
+
 def make(artifact: Artifact, config: Config, lab: Lab, report: Report) -> None:
     """Makes the artifact aside and renames it into place."""
     aside = artifact.directory.with_name(f".{artifact.directory.name}.{os.getpid()}")
@@ -75,8 +81,7 @@ def make(artifact: Artifact, config: Config, lab: Lab, report: Report) -> None:
 
 
 def make_sft(config: Config, lab: Lab, directory: Path, report: Report) -> None:
-    assert config.policy.model is not None and config.data.demonstrations is not None
-    prepare(Path(config.data.demonstrations).parent, config.run.seed)
+    assert config.policy.model is not None, "studies start from a model"
     report("sft", 0, 1)
     learner_of(config).sft(config.policy.model, str(directory))
 
@@ -93,7 +98,8 @@ def make_reward_model(config: Config, lab: Lab, directory: Path, report: Report)
     _references(config, lab, anchor, directory)
     report("reward model", 2, 3)
     ratings, pairs = (str(directory / f"{name}.jsonl") for name in ("ratings", "preferences"))
-    learner.reward_model(str(anchor), ratings, pairs, str(directory / "model"))
+    plain = str(directory / "baseline") if config.learner.reward_model.baseline else None
+    learner.reward_model(str(anchor), ratings, pairs, str(directory / "model"), plain)
 
 
 MAKERS: dict[str, Callable[[Config, Lab, Path, Report], None]] = {

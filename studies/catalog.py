@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from studies.study import Arm, Study, find
 
-POLICY = "studies.measures:policy"
+POLICY, REWARD_MODEL = "studies.measures:policy", "studies.measures:reward_model"
 EQUAL = "aggregation.weights={correct: 1, cover: 1, polite: 1, brief: 1, safe: 1, fluent: 1}"
 
 STUDIES = (
@@ -15,7 +15,7 @@ STUDIES = (
         "sandbox",
         "Does the sandbox show what online RLHF suffers from, and is its gate worth something?",
         (
-            Arm("reward_model", "studies.measures:reward_model"),
+            Arm("reward_model", REWARD_MODEL),
             Arm("frozen", POLICY, ("aggregation.kind=final_score",)),
             Arm("gold", POLICY, ("aggregation.kind=final_score",), ("gold",)),
         ),
@@ -29,6 +29,15 @@ STUDIES = (
             Arm("final_score", POLICY, ("aggregation.kind=final_score",)),
             Arm("equal_weights", POLICY, ("aggregation.kind=weighted_sum", EQUAL)),
             Arm("fitted_weights", POLICY, ("aggregation.kind=weighted_sum", EQUAL), ("fitted",)),
+        ),
+        page="docs/studies.md",
+    ),
+    Study(
+        "reward_models",
+        "What is the gate worth, beside fixed weights and a Bradley-Terry model, and what do heads in closed form lose?",
+        (
+            Arm("regression", REWARD_MODEL, ("learner.reward_model.baseline=true",)),
+            Arm("ridge", REWARD_MODEL, ("learner.reward_model.baseline=true", "learner.reward_model.stage_1=ridge")),
         ),
         page="docs/studies.md",
     ),

@@ -81,6 +81,30 @@ def proxy_and_gold(
     _write(figure, path)
 
 
+def dots(path: Path, values: Mapping[str, Mapping[str, Sequence[float]]], order: Sequence[str], x: str) -> None:
+    """A line for each name of `order`, from above; on it, a colour an arm, small dots for the seeds of values[arm][name] and a
+    large one for their mean with its 95 % t interval. An arm without a name leaves its place empty."""
+    figure = _figure(HEIGHT, "")
+    axes = figure.add_subplot()
+    for at, (arm, colour) in enumerate(zip(values, PALETTE, strict=False)):
+        shift = 0.2 * (at - (len(values) - 1) / 2)
+        for name, seeds in values[arm].items():
+            y, mean = order.index(name) + shift, t_interval(seeds)
+            axes.plot(seeds, [y] * len(seeds), color=colour, marker="o", markersize=3, linewidth=0, alpha=0.45)
+            axes.plot([mean.low, mean.high], [y, y], color=colour, linewidth=2.0)
+            axes.plot([mean.mean], [y], color=colour, marker="o", markersize=6)
+        axes.plot([], [], color=colour, linewidth=2.0, marker="o", markersize=6, label=arm)
+    _finish(axes, x, "")
+    axes.set_yticks(range(len(order)), [name.replace("_", "-") for name in order], color=INK)
+    axes.invert_yaxis()
+    key = [
+        Line2D([], [], color=MUTED, linewidth=2.0, marker="o", markersize=6, label="mean, 95 % t interval"),
+        Line2D([], [], color=MUTED, linewidth=0, marker="o", markersize=3, label="one seed"),
+    ]
+    _legend(axes, _entries(axes) + key)
+    _write(figure, path)
+
+
 # ---- lines
 
 

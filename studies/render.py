@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from studies import sandbox_check
+from studies import reward_models, sandbox_check
 from studies.figures import gold_over_kl
 from studies.rows import Row, group_by_arm, read_rows
 from studies.statistics import KL_LEVELS, t_interval
@@ -31,9 +31,12 @@ def render(study: Study) -> str:
 
 def block(study: Study, arms: Arms) -> str:
     """The study's tables, its figure's link and what the rows were measured with, as Markdown."""
-    caption = "proxy against gold" if study.name == "sandbox" else "gold over KL"
     return "\n".join(
-        [TABLES[study.name](arms), f"![{study.name}: {caption}](figures/{study.name}.svg)\n", provenance(arms)]
+        [
+            TABLES[study.name](arms),
+            f"![{study.name}: {CAPTIONS[study.name]}](figures/{study.name}.svg)\n",
+            provenance(arms),
+        ]
     )
 
 
@@ -81,5 +84,18 @@ def _gold_over_kl(path: Path, arms: Arms) -> None:
     gold_over_kl(path, arms, "", max_kl=2 * max(KL_LEVELS))
 
 
-TABLES: dict[str, Callable[[Arms], str]] = {"sandbox": sandbox_check.tables, "fixed_weights": _matched_kl}
-FIGURES: dict[str, Callable[[Path, Arms], None]] = {"sandbox": sandbox_check.draw, "fixed_weights": _gold_over_kl}
+TABLES: dict[str, Callable[[Arms], str]] = {
+    "sandbox": sandbox_check.tables,
+    "fixed_weights": _matched_kl,
+    "reward_models": reward_models.tables,
+}
+FIGURES: dict[str, Callable[[Path, Arms], None]] = {
+    "sandbox": sandbox_check.draw,
+    "fixed_weights": _gold_over_kl,
+    "reward_models": reward_models.draw,
+}
+CAPTIONS = {
+    "sandbox": "proxy against gold",
+    "fixed_weights": "gold over KL",
+    "reward_models": "pair accuracy by rule",
+}

@@ -4,6 +4,7 @@
     fixed      the fixed weights that fit the training pairs best (Bradley-Terry on the model's own scores)
     gated      as trained                             oracle    the gold's own weights on the model's scores
     shuffled   a gate trained like the real one, with every prompt's features exchanged for another prompt's
+    bradley_terry   the scalar model trained on the same pairs, where the arm has one
 
 Called by measures.py. All rules order the same pairs of held-out responses, those whose gold differs by more than TIE.
 """
@@ -24,8 +25,10 @@ from common.config import Config
 from common.judge import JudgeItem, load_function
 from examples.sandbox.gold import OBJECTIVES, WEIGHTS
 from learner import calibration, reward_data, reward_training
+from learner.reward_data import PromptSet
 from learner.reward_training import Features
 from rewarder.aggregate import debias
+from rewarder.bradley_terry import load_classifier
 from rewarder.model import GatedRewardModel
 from rewarder.scoring import render
 from studies import artifacts
@@ -38,9 +41,10 @@ PROMPTS, SAMPLES = 600, 4
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Features of the SFT policy's samples; gold [N, K + 1] (objectives, then gold); weights [N, K] of the gold; pairs [P, 2],
-    the better one first."""
+    """The SFT policy's samples and their features; gold [N, K + 1] (objectives, then gold); weights [N, K] of the gold; pairs
+    [P, 2], the better one first."""
 
+    sets: list[PromptSet]
     features: Features
     gold: Tensor
     weights: Tensor
@@ -56,6 +60,8 @@ def measure(config: Config, lab: Lab, report: Report) -> dict[str, float]:
     report("gates", 1, 2)
     training = _training_features(config, model, rm)
     rules = _rules(config, model, training, held_out)
+    if config.learner.reward_model.baseline:
+        rules["bradley_terry"] = _plain_score(config, held_out, load_classifier(rm / "baseline", "float32"))
     right = {name: _right(score, held_out.pairs) for name, score in rules.items()}
     gap = right["gated"] - right["fixed"]
     scores = calibration.outputs(model, held_out.features).scores
@@ -87,6 +93,11 @@ def _rules(config: Config, model: GatedRewardModel, training: Features, held_out
         "shuffled": (scores * _shuffled_gate(config, model, training, held_out)).sum(-1),
         "oracle": (scores * held_out.weights).sum(-1),
     }
+
+
+def _plain_score(config: Config, held_out: HeldOut, plain: GatedRewardModel) -> Tensor:
+    features = reward_training.extract_features(plain, held_out.sets, config.learner.micro_batch_tokens, 0, CPU)
+    return calibration.outputs(plain, features).scores[:, 0]
 
 
 def _fit_fixed(model: GatedRewardModel, training: Features) -> Tensor:
@@ -160,10 +171,10 @@ def _held_out(config: Config, lab: Lab, anchor: Path, model: GatedRewardModel) -
             weights.append(WEIGHTS[prompt.meta["kind"]])
         conversations = tuple(render(tokenizer, prompt.messages, rollout.response) for rollout in rollouts)
         ratings = np.zeros((len(rollouts), len(OBJECTIVES)), np.float32)
-        sets.append(reward_data.PromptSet(prompt.messages, conversations, ratings, ()))
+        sets.append(PromptSet(prompt.messages, conversations, ratings, ()))
         pairs += _ordered([row[-1] for row in golds[start:]], start)
     features = reward_training.extract_features(model, sets, config.learner.micro_batch_tokens, 0, CPU)
-    return HeldOut(features, torch.tensor(golds), torch.tensor(weights), torch.tensor(pairs))
+    return HeldOut(sets, features, torch.tensor(golds), torch.tensor(weights), torch.tensor(pairs))
 
 
 def _ordered(gold: list[float], start: int) -> list[tuple[int, int]]:

@@ -112,6 +112,8 @@ def run(units: Sequence[Unit], num_workers: int, logs: Path, catalog: str) -> di
         return {}
     logs.mkdir(parents=True, exist_ok=True)
     with _only_runner(logs / "lock"):
+        for config in {task.unit.seed: task.unit.config for task in todo}.values():
+            artifacts.write_world(config)
         tally, events = Tally(), Events()
         workers = [_start(catalog, logs / f"worker-{i}.log", events) for i in range(min(num_workers, len(todo)))]
         try:
