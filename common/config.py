@@ -6,8 +6,10 @@ the whole configuration.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,15 @@ class RewarderConfig:
 class AggregationConfig:
     kind: str
     groups: dict[str, list[str]]
+    objectives: list[str]
+    thresholds: dict[str, float]
     weights: dict[str, float]
     weight_floor: float
     probability_floor: float
     references_per_prompt: int
     quantile: float
     estimator: str
+    canned: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -262,6 +267,32 @@ class Config:
     @property
     def run_dir(self) -> Path:
         return Path(self.run.dir) / self.run.name
+
+
+# Kinds of aggregation (docs/reward.md)
+KINDS = ("final_score", "grouped", "per_objective", "min", "absolute", "weighted_sum", "zscore")
+SINGLE = ("per_objective", "min", "absolute", "zscore")  # one objective a term
+UNTRANSFORMED = ("weighted_sum", "zscore")  # no log-sigmoid: a term is a logit or a z-score, of either sign
+UNCENTRED = (
+    *UNTRANSFORMED,
+    "absolute",
+)  # no r_ref: the group's baseline cancels a constant, or thresholds stand in for it
+GATELESS = (*UNTRANSFORMED, "min")
+
+
+def term_names(aggregation: Mapping[str, Any], objectives: Sequence[str]) -> list[str]:
+    """The names of the reward's terms, in their order, by section `aggregation` as plain data (of an older run: keys that it
+    lacks are empty) and rewarder.objectives."""
+    kind = str(aggregation.get("kind"))
+    if kind == "grouped":
+        return list(aggregation.get("groups", {}))
+    if kind in ("per_objective", "min"):
+        return list(aggregation.get("objectives") or objectives)
+    if kind == "absolute":
+        return list(aggregation["thresholds"])
+    if kind == "zscore":
+        return [name for name, weight in aggregation["weights"].items() if weight]
+    return [kind]
 
 
 STAGES = ("sft", "collect", "reward_model", "iterate", "evaluate", "export", "report")

@@ -9,7 +9,8 @@ import math
 import re
 from typing import Any
 
-from common.config import COMMANDS, STAGES, Config, ExportConfig
+from common.aggregation_checks import wrong_aggregation
+from common.config import COMMANDS, GATELESS, KINDS, STAGES, Config, ExportConfig
 from common.reward_checks import wrong_reward_training
 
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -18,7 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.long_prompts": ("refuse", "skip"),
     "policy.dtype": ("float32", "bfloat16"),
     "rewarder.dtype": ("float32", "bfloat16"),
-    "aggregation.kind": ("final_score", "grouped", "weighted_sum"),
+    "aggregation.kind": KINDS,
     "aggregation.estimator": ("gaussian", "empirical"),
     "learner.kl_estimator": ("k2", "k3"),
     "learner.reward_model.stage_1": ("regression", "ridge"),
@@ -41,7 +42,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "actors.gpu_memory_utilization": (0.05, 1),
     "rewarder.num": (1, 10**4),
     "rewarder.batch_tokens": (1, 10**9),
-    "rewarder.truncation_penalty": (-(10**3), 0),
     "aggregation.weight_floor": (0, 1),
     "aggregation.probability_floor": (0, 0.2),
     "aggregation.references_per_prompt": (2, 10**4),
@@ -92,10 +92,7 @@ def wrong_values(config: Config) -> list[str]:
 
 def _contradictions(config: Config) -> list[str]:
     found, names = _wrong_push(config.export), config.rewarder.objectives
-    if config.aggregation.kind == "grouped":
-        found += _wrong_groups(config.aggregation.groups, config.aggregation.weight_floor, names)
-    if config.aggregation.kind == "weighted_sum":
-        found += _wrong_weights(config.aggregation.weights, names)
+    found += wrong_aggregation(config)
     found += _wrong_label_sources(config.rewarder.programs, config.rewarder.preference, names)
     found += wrong_reward_training(config)
     if config.actors.top_p < 1:
@@ -130,39 +127,6 @@ def _wrong_push(export: ExportConfig) -> list[str]:
     return found
 
 
-def _wrong_groups(groups: dict[str, list[str]], weight_floor: float, objectives: list[str]) -> list[str]:
-    if not groups:
-        return ["aggregation.kind is grouped but aggregation.groups is empty; name at least one group"]
-    grouped = [name for members in groups.values() for name in members]
-    found = [
-        f"aggregation.groups names {n!r}, which is not in rewarder.objectives" for n in grouped if n not in objectives
-    ]
-    found += [f"aggregation.groups names {n!r} twice" for n in sorted({n for n in grouped if grouped.count(n) > 1})]
-    if weight_floor * len(groups) > 1:
-        found.append(
-            f"aggregation.weight_floor {weight_floor} times {len(groups)} groups is above 1; "
-            f"lower it to at most {1 / len(groups):.3g}"
-        )
-    return found
-
-
-def _wrong_weights(weights: dict[str, float], objectives: list[str]) -> list[str]:
-    if not any(weights.values()):
-        return [
-            f"aggregation.kind is weighted_sum but aggregation.weights is {weights}; "
-            "give at least one objective a weight other than 0"
-        ]
-    found = [
-        f"aggregation.weights names {n!r}, which is not in rewarder.objectives" for n in weights if n not in objectives
-    ]
-    found += [
-        f"aggregation.weights has {w} for {n!r}; it must be a finite number"
-        for n, w in weights.items()
-        if not math.isfinite(w)
-    ]
-    return found
-
-
 def _wrong_label_sources(programs: dict[str, str], preference: str | None, objectives: list[str]) -> list[str]:
     found = [
         f"rewarder.programs names {n!r}, which is not in rewarder.objectives" for n in programs if n not in objectives
@@ -183,8 +147,8 @@ def _wrong_adaptation(config: Config) -> list[str]:
             "adaptation.when is iteration but there is no judge: a candidate may serve only if labels of fresh samples "
             "prove it better; set judge.labeler or judge.function, or adaptation.when: never"
         )
-    if adaptation.tier == "gate" and config.aggregation.kind == "weighted_sum":
-        found.append("adaptation.tier is gate but aggregation.kind weighted_sum has no gate; use adaptation.tier: lora")
+    if adaptation.tier == "gate" and (kind := config.aggregation.kind) in GATELESS:
+        found.append(f"adaptation.tier is gate but aggregation.kind {kind} has no gate; use adaptation.tier: lora")
     seen = _seen_groups(config)
     if 2 * adaptation.min_pairs > (most := min(adaptation.pairs, seen)):
         found.append(

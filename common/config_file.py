@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from common.aggregation_checks import undoing
 from common.config import Config
 from common.config_checks import wrong_values
 
@@ -80,6 +81,9 @@ def unknown_keys(layer: DictConfig) -> list[str]:
         members = [name for name in valid if name.startswith(f"{key}.")]
         if members:
             found.append(f"{key} is a section, got a single value; set its keys instead, such as {members[0]}")
+            continue
+        if reason := undoing(key):
+            found.append(f"there is no key {key}: {reason} (docs/reward.md)")
             continue
         kind = "section" if isinstance(value, DictConfig) else "key"
         near = _nearest_section(key, valid) if kind == "section" else _nearest_key(key, valid)

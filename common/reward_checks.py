@@ -12,12 +12,6 @@ def wrong_reward_training(config: Config) -> list[str]:
     names, training, found = config.rewarder.objectives, config.learner.reward_model, []
     if training.verbosity is not None and training.verbosity not in names:
         found.append(f"learner.reward_model.verbosity is {training.verbosity!r}, which is not in rewarder.objectives")
-    grouped = [name for members in config.aggregation.groups.values() for name in members]
-    if training.verbosity in grouped and config.rewarder.model is None and config.aggregation.kind == "grouped":
-        found.append(
-            f"aggregation.groups names {training.verbosity!r}, which is learner.reward_model.verbosity: debiasing makes it 0 "
-            "for every response; take it out of the groups"
-        )
     if training.stage_1 == "ridge" and config.rewarder.preference is not None:
         found.append(
             f"learner.reward_model.stage_1 is ridge, which fits ratings, but rewarder.preference has the pairs train the head "

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from common.config import Config
+from common.config import UNTRANSFORMED, Config, term_names
 from common.sources import is_hub_name
 from driver.hub import repositories
 from driver.inputs import is_path
@@ -64,14 +64,24 @@ def versions(facts: Facts) -> str:
 
 def aggregation_settings(config: Config) -> list[tuple[str, object]]:
     kind, aggregation = config.aggregation.kind, config.aggregation
-    if kind == "weighted_sum":
+    if kind in UNTRANSFORMED:
         weights = ", ".join(f"{name} {weight:g}" for name, weight in aggregation.weights.items())
-        return [("reward", f"fixed weighted sum: {weights}")]
+        return [("reward", f"fixed weighted sum{' of z-scores in the group' if kind == 'zscore' else ''}: {weights}")]
+    terms = ", ".join(term_names(asdict(aggregation), config.rewarder.objectives))
+    if kind == "absolute":
+        bars = ", ".join(f"{name} {value:g}" for name, value in aggregation.thresholds.items())
+        return [("reward", f"log-sigmoid of the AND of objectives over thresholds ({bars}), calibrated")]
     groups = "; ".join(f"{name}: {', '.join(members)}" for name, members in aggregation.groups.items())
-    of = f"the AND of groups of objectives ({groups})" if kind == "grouped" else "one gated score"
+    of = {
+        "grouped": f"the AND of groups of objectives ({groups})",
+        "final_score": "one gated score",
+        "per_objective": f"the AND of objectives ({terms}), weighed by the gate",
+        "min": f"the worst of the objectives {terms}",
+    }[kind]
+    canned = "".join(f"; of {name}: a canned response" for name in aggregation.canned)
     return [
         ("reward", f"log-sigmoid of {of}, centred on the frozen reference and calibrated"),
-        ("references", f"{aggregation.references_per_prompt} per prompt, quantile {aggregation.quantile:g}"),
+        ("references", f"{aggregation.references_per_prompt} per prompt, quantile {aggregation.quantile:g}{canned}"),
     ]
 
 

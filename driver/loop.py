@@ -21,20 +21,20 @@ from typing import Any
 
 from actors.prompts import shard
 from common.address import QueueAddress
-from common.config import Config
+from common.config import Config, term_names
 from common.ledger import Ledger, window_end
 from common.metrics import StepLog
 from common.queue import Queue
-from common.types import FloatArray, Prompt
+from common.types import Prompt
 from driver import checkpoint
 from driver.adaptation import RewardModels
 from driver.cluster import Cluster, RoleError
 from driver.evaluation import judge_policy
 from driver.progress import say
 from driver.publish import Publisher
-from driver.references import load_references, references_key, sample_references
+from driver.references import References, load_references, references_key, sample_references
 from driver.step_lines import StepLines
-from learner.calibration import aggregation_of
+from rewarder.aggregation import aggregation_of
 
 COLLECT_S = 1.0
 HEALTH_EVERY_S = 5.0
@@ -89,6 +89,7 @@ class Loop:
         self._checkpoints = paths.run / "checkpoints"
         self._state, self._admitted, self._tokens = LoopState(), 0, (0.0, 0.0)
         self._sync_difference = 0.0
+        self._coverage: dict[str, float] = {}
         self._checkpoint_s = 0.0  # of the checkpoint since the last step line
 
     def run(self, eval_prompts: Sequence[Prompt]) -> LoopState:
@@ -131,7 +132,8 @@ class Loop:
         say(f"iteration {state.iteration + 1}/{config.iteration.num}")
         part = shard(self._prompts, state.iteration, config.iteration.num, config.run.seed)[: self._shard_size()]
         references, key = self._references(part)
-        self._cluster.call_all(self._cluster.rewarders, "set_references", references, key)
+        self._coverage = dict(zip(self._terms(), references.coverage, strict=False))  # nothing where nothing is centred
+        self._cluster.call_all(self._cluster.rewarders, "set_references", references.values, key)
         self._cluster.call_all(self._cluster.actors, "set_iteration", self._cluster.put(part), state.first_slot)
         if reset and state.iteration > 0 and config.iteration.policy_start == "reset":
             self._cluster.call_all(self._cluster.learners, "reset_policy", self._paths.anchor)
@@ -255,16 +257,19 @@ class Loop:
 
     # ---- records ------------------------------------------------------------------------------------------------------
 
-    def _references(self, part: Sequence[Prompt]) -> tuple[dict[str, FloatArray], str]:
+    def _references(self, part: Sequence[Prompt]) -> tuple[References, str]:
         """r_ref of each prompt and their key; kept ones, else sampled; none where the aggregation needs none."""
         if not aggregation_of(self._config.aggregation, self._config.rewarder.objectives).needs_reference:
-            return {}, NO_REFERENCES
+            return References(), NO_REFERENCES
         directory = self._paths.run / "references"
         key = references_key(self._config, part, self._paths.anchor, self._rm.served)
         kept = load_references(directory, key)
         if kept is not None:
             return kept, key
         return sample_references(self._cluster, self._publisher, self._config, part, directory, key), key
+
+    def _terms(self) -> list[str]:
+        return term_names(asdict(self._config.aggregation), self._config.rewarder.objectives)
 
     def _shard_size(self) -> int:
         """Prompts of one iteration: no more than it has slots."""
@@ -309,8 +314,10 @@ class Loop:
             self._samples.write(self._state.step, sample)
         self._say_step(metrics, times["step"])
 
-    def _place(self) -> dict[str, int]:
-        return {"iteration": self._state.iteration + 1, "policy/version": self._state.step}
+    def _place(self) -> dict[str, float]:
+        """Where the line belongs: the iteration, the policy, and how the iteration's references lie."""
+        coverage = {f"reference/coverage/{term}": share for term, share in self._coverage.items()}
+        return {"iteration": self._state.iteration + 1, "policy/version": self._state.step, **coverage}
 
     def _say_step(self, metrics: dict[str, Any], seconds: float) -> None:
         total = self._config.iteration.num * self._config.iteration.steps

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.config import COMMANDS, Config
+from common.config import COMMANDS, UNCENTRED, Config
 from common.config_file import ConfigError, differing_keys, read_saved, to_dict
 from driver.environment import check_versions, visible_gpus
 from driver.export import is_current
@@ -66,6 +66,7 @@ def check(config: Config, stages: list[str], resume: bool) -> Report:
         check_redis(config.redis, config.cluster, findings)
     building = [stage for stage in stages if stage != "export" or not is_current(config.run_dir)]  # else it only pushes
     plan = _check_placement(config, building, policy, rewarder, findings)
+    plan += _references_cost(config, building)
     plan += _check_disk(config, disk_bytes(config, building, policy, rewarder), findings)
     return Report(list(dict.fromkeys(findings.problems)), plan + [f"note: {note}" for note in findings.notes])
 
@@ -104,6 +105,20 @@ def _check_placement(
             f"actors.gpus is {actors.gpus:g} with actors.tensor_parallel {actors.tensor_parallel}; they must be equal"
         )
     return plan_lines(roles, room)
+
+
+def _references_cost(config: Config, stages: Sequence[str]) -> list[str]:
+    """What the references cost, where the aggregation has any: responses of the anchor, sampled and scored once each."""
+    aggregation, iteration = config.aggregation, config.iteration
+    if "iterate" not in stages or aggregation.kind in UNCENTRED:
+        return []
+    prompts, count = iteration.steps * config.learner.groups_per_step, aggregation.references_per_prompt
+    share = count / config.actors.responses_per_prompt
+    canned = f", and {len(aggregation.canned)} canned scored" if aggregation.canned else ""
+    return [
+        f"references: {count} responses of the anchor to each of up to {prompts} prompts an iteration{canned}; at most "
+        f"{share:.0%} more samples than the policy's"
+    ]
 
 
 def _room(config: Config, findings: Findings) -> Room:

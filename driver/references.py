@@ -1,31 +1,42 @@
 """The references pass: what the anchor would answer, so that rewards mean "better than that".
 
 At the start of an iteration the engines hold the anchor and sample K responses to every prompt of the shard; the rewarders
-turn them into r_ref per prompt and term. Samples and values are kept under a key of everything they depend on: a resumed
-run finds them again, another reward model, template or sampling does not. An aggregation that centres on nothing
-(weighted_sum) has no such pass.
+turn them into r_ref per prompt and term (of a term with a canned response, the score of that). Samples and values are kept
+under a key of everything they depend on: a resumed run finds them again, another reward model, template or sampling does not.
+An aggregation that centres on nothing (weighted_sum, zscore, absolute) has no such pass.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from actors.prompts import response_seed
-from common.config import Config
+from common.config import AggregationConfig, Config, term_names
 from common.data import write_jsonl
 from common.types import FloatArray, Prompt, Rollout
 from driver.cluster import Cluster
-from driver.progress import Progress
+from driver.progress import Progress, say
 from driver.publish import Publisher
+from rewarder.calibrate import affine_warning
 from rewarder.references import reference_key
-from rewarder.worker import ReferenceSamples
+from rewarder.worker import ReferenceSamples, ScoredReference
 
 CHUNK_PROMPTS = 128
+
+
+@dataclass(frozen=True)
+class References:
+    """r_ref of a shard: prompt_id -> [M], and by term the share of the anchor's own samples that are no better than r_ref
+    (near aggregation.quantile where the estimator fits them). Empty where nothing is centred."""
+
+    values: dict[str, FloatArray] = field(default_factory=dict)
+    coverage: tuple[float, ...] = ()
 
 
 def references_key(config: Config, shard: Sequence[Prompt], anchor: str, reward_model: str) -> str:
@@ -43,32 +54,50 @@ def references_key(config: Config, shard: Sequence[Prompt], anchor: str, reward_
     )
 
 
-def load_references(directory: Path, key: str) -> dict[str, FloatArray] | None:
+def load_references(directory: Path, key: str) -> References | None:
     """The references kept under `key`, or None."""
     if not (path := directory / f"{key}.npz").is_file():
         return None
     with np.load(path) as stored:
-        return dict(zip(stored["prompt_ids"].tolist(), stored["values"], strict=True))
+        values = dict(zip(stored["prompt_ids"].tolist(), stored["values"], strict=True))
+        return References(values, tuple(stored["coverage"].tolist()))
 
 
 def sample_references(
     cluster: Cluster, publisher: Publisher, config: Config, shard: Sequence[Prompt], directory: Path, key: str
-) -> dict[str, FloatArray]:
-    """Samples and scores the references of a shard and keeps them under `key`; prompt_id -> r_ref [M]."""
+) -> References:
+    """Samples and scores the references of a shard and keeps them under `key`; says what the transform will make of them."""
     publisher.anchor()
     count, progress = config.aggregation.references_per_prompt, Progress("references", len(shard), "prompts")
-    values: dict[str, FloatArray] = {}
+    scored: dict[str, ScoredReference] = {}
     rows: list[dict[str, object]] = []
     for start in range(0, len(shard), CHUNK_PROMPTS * config.actors.num):
         part = shard[start : start + CHUNK_PROMPTS * config.actors.num]
         samples = _samples(part, sample_prompts(cluster, part, count, config.run.seed, "references"))
-        values.update(_score(cluster, samples))
+        scored.update(_score(cluster, samples))
         rows += [{"prompt_id": sample.prompt_id, "responses": list(sample.responses)} for sample in samples]
         progress.advance(len(part))
+    z = np.concatenate([reference.z for reference in scored.values()])
+    found = References({name: reference.value for name, reference in scored.items()}, covered(z))
+    for line in describe(z, term_names(asdict(config.aggregation), config.rewarder.objectives), config.aggregation):
+        say(f"  {line}")
     directory.mkdir(parents=True, exist_ok=True)
     write_jsonl(directory / f"{key}.jsonl", rows)
-    _keep(directory / f"{key}.npz", values)
-    return values
+    keep_references(directory, key, found)
+    return found
+
+
+def covered(z: FloatArray) -> tuple[float, ...]:
+    """By term, the share of the anchor's samples at or below r_ref; z [N, M]."""
+    return tuple((z <= 0).mean(0).tolist())
+
+
+def describe(z: FloatArray, terms: Sequence[str], settings: AggregationConfig) -> list[str]:
+    """How r_ref lies among the anchor's samples z [N, M], and a warning for each term that the transform does not bend."""
+    shares = ", ".join(f"{share:.2f} ({term})" for term, share in zip(terms, covered(z), strict=True))
+    lines = [f"r_ref is above {shares} of the anchor's {len(z)} samples; aggregation.quantile is {settings.quantile:g}"]
+    warnings = [affine_warning(torch.from_numpy(z[:, m])) for m in range(len(terms))]
+    return lines + [f"warning: term {t}: {text}" for t, text in zip(terms, warnings, strict=True) if text]
 
 
 def sample_prompts(
@@ -105,16 +134,23 @@ def _samples(prompts: Sequence[Prompt], sampled: Sequence[Sequence[Rollout]]) ->
     ]
 
 
-def _score(cluster: Cluster, samples: Sequence[ReferenceSamples]) -> dict[str, FloatArray]:
+def _score(cluster: Cluster, samples: Sequence[ReferenceSamples]) -> dict[str, ScoredReference]:
     deal = max(1, -(-len(samples) // len(cluster.rewarders)))
     parts = [(samples[start : start + deal],) for start in range(0, len(samples), deal)]
-    merged: dict[str, FloatArray] = {}
+    merged: dict[str, ScoredReference] = {}
     for values in cluster.scatter(cluster.rewarders, "score_references", parts):
         merged.update(values)
     return merged
 
 
-def _keep(path: Path, values: dict[str, FloatArray]) -> None:
+def keep_references(directory: Path, key: str, references: References) -> None:
+    """Whole or not at all: aside, renamed."""
+    path, values = directory / f"{key}.npz", references.values
     aside = path.with_suffix(".tmp.npz")
-    np.savez(aside, prompt_ids=np.array(list(values)), values=np.stack(list(values.values())))
+    np.savez(
+        aside,
+        prompt_ids=np.array(list(values)),
+        values=np.stack(list(values.values())),
+        coverage=np.array(references.coverage),
+    )
     aside.rename(path)

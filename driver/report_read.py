@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from common.config import UNTRANSFORMED, term_names
 from common.ledger import Ledger
 from common.metrics import read_rows
 from driver import checkpoint
@@ -65,8 +66,8 @@ def _settings(config: Mapping[str, Mapping[str, Any]], run_dir: Path) -> Setting
         steps=int(iteration.get("steps", 0)),
         sync_tolerance=number(config.get("actors", {}).get("sync_tolerance")),
         max_staleness=number(iteration.get("max_staleness")),
-        terms=list(aggregation.get("groups", {})) if kind == "grouped" else [kind],
-        good=math.nan if kind == "weighted_sum" else math.log(0.5),
+        terms=term_names({**aggregation, "kind": kind}, config.get("rewarder", {}).get("objectives", [])),
+        good=math.nan if kind in UNTRANSFORMED else math.log(0.5),
     )
 
 

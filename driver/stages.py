@@ -101,6 +101,8 @@ def run_reward_model(run: Run) -> None:
         baseline = beside if run.config.learner.reward_model.baseline else None
         report = _on_learners(run, "reward_model", run.anchor, *run.labelled, target, baseline)
     say(f"  {format_accuracy(report)}")
+    for line in json.loads((run.directory / "rm" / "version_0" / "report.json").read_text())["calibration_warnings"]:
+        say(f"  warning: {line}")
 
 
 def run_iterate(run: Run) -> None:

@@ -33,7 +33,7 @@ from learner.reward_training import (
     stage_1_losses,
 )
 from learner.schedule import cosine
-from rewarder.aggregate import Aggregation
+from rewarder.aggregation import Aggregation
 from rewarder.calibrate import fit_temperature
 from rewarder.model import GatedRewardModel
 from rewarder.scoring import batches, collate

@@ -3,29 +3,33 @@
 Called by learner/reward_stage.py at the end of stage `reward_model` and by learner/adapt.py for each candidate; the result is
 part of the RM version and frozen with it. Each term is calibrated on labels of its own: a group on the ratings of its
 objectives; a group with the objective that pairs train (rewarder.preference), a group that nothing rates, and one score
-(final_score, weighted_sum) on preferences.
+(final_score, weighted_sum) on preferences. An objective that is a term of its own is calibrated on its own ratings, or on
+the pairs where these train it, and on nothing else; with a threshold, on which of its ratings reach that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from common.config import AggregationConfig, RewarderConfig
+from common.config import SINGLE, RewarderConfig
 from learner.reward_training import Features
-from rewarder.aggregate import Aggregation, combine, debias, make_aggregation
-from rewarder.calibrate import Calibration, CalibrationReport, calibration_report, fit_temperature
+from rewarder.aggregate import combine, debias
+from rewarder.aggregation import Aggregation, check_live_groups
+from rewarder.calibrate import (
+    Calibration,
+    CalibrationReport,
+    calibration_report,
+    calibration_warnings,
+    closed_form_temperature,
+    fit_temperature,
+    threshold_temperature,
+)
 from rewarder.model import GatedRewardModel, RewardOutput
-
-
-def aggregation_of(config: AggregationConfig, objectives: Sequence[str]) -> Aggregation:
-    """The configured aggregation over a reward model's objectives."""
-    return make_aggregation(
-        config.kind, config.groups, config.weights, config.weight_floor, config.probability_floor, objectives
-    )
 
 
 def preference_column(config: RewarderConfig, objectives: Sequence[str]) -> int | None:
@@ -39,58 +43,120 @@ def outputs(model: GatedRewardModel, features: Features) -> RewardOutput:
         return model.heads(features.prompt.to(model.device), features.response.to(model.device))
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """What one term is fitted on: pairs [P, 2] with labels [P] in {0, .5, 1} (the first is better), and the ratings'
+    differences [P] where ratings made them. With a threshold, responses [P] with labels [P] (the rating reaches it) and their
+    ratings instead."""
+
+    rows: Tensor
+    labels: Tensor
+    rated: Tensor | None = None
+
+
 def calibrate(
     model: GatedRewardModel, features: Features, aggregation: Aggregation, preference: int | None
 ) -> Calibration:
     """One temperature per term, fitted on held-out conversations; `preference` is the column that pairs train, where
     there is one. Raises ValueError where a term orders its labelled pairs no better than chance (then no temperature makes
-    it a probability)."""
+    it a probability), has no labels of its own, or is constant."""
     output = outputs(model, features)
     matrix = model.reward_transform_matrix
+    check_live_groups(matrix.detach(), aggregation, model.objectives)
     combined = combine(debias(output.scores, matrix), output.gate_weights, aggregation).cpu()
+    terms = aggregation.calibrated_terms(model.objectives)
     fitted = [
-        _fit_term(_describe(model, aggregation, m), combined[:, m], *_labels(features, aggregation, m, preference))
+        _fit_term(
+            _describe(model, aggregation, m),
+            combined[:, m],
+            _labels(features, aggregation, m, preference, terms[m]),
+            aggregation.thresholds[m] if aggregation.thresholds else None,
+        )
         for m in range(aggregation.num_terms)
     ]
-    return Calibration(tuple(s for s, _ in fitted), tuple(report for _, report in fitted))
+    return Calibration(tuple(s for s, _ in fitted), tuple(report for _, report in fitted), aggregation.kind, terms)
 
 
-def _labels(features: Features, aggregation: Aggregation, term: int, preference: int | None) -> tuple[Tensor, Tensor]:
-    """(pairs [P, 2], labels [P] in {0, .5, 1}) for one term: by the ratings of its objectives where there are any, and none
-    of them is what the pairs themselves say."""
-    if aggregation.kind == "grouped" and preference not in aggregation.group_indices[term]:
-        pairs, labels = _rated_pairs(features, list(aggregation.group_indices[term]))
-        if len(pairs):
-            return pairs, labels
-    return features.pairs, torch.ones(len(features.pairs))
+def warnings(calibration: Calibration) -> list[str]:
+    """What is suspicious about the temperatures, a line each."""
+    return [
+        f"calibration of {term}: {text}"
+        for term, s, report in zip(calibration.terms, calibration.temperatures, calibration.reports, strict=True)
+        for text in calibration_warnings(s, report)
+    ]
 
 
-def _rated_pairs(features: Features, columns: list[int]) -> tuple[Tensor, Tensor]:
+def _labels(
+    features: Features, aggregation: Aggregation, term: int, preference: int | None, name: str = ""
+) -> Labelled:
+    """The labels of one term: the ratings of its objectives where there are any, and none of them is what the pairs
+    themselves say."""
+    if aggregation.kind == "absolute":
+        return _reached(features, aggregation.group_indices[term][0], aggregation.thresholds[term], name)
+    if aggregation.group_indices and preference not in aggregation.group_indices[term]:
+        labelled = _rated_pairs(features, list(aggregation.group_indices[term]))
+        if len(labelled.rows):
+            return labelled
+        if aggregation.kind in SINGLE:
+            raise ValueError(
+                f"calibration of {name}: nothing rates two responses to one held-out prompt on it, and preferences are not "
+                "labels of one objective; rate it (data.ratings, rewarder.programs), leave it out of the aggregation, or use "
+                "aggregation.kind grouped or final_score"
+            )
+    return Labelled(features.pairs, torch.ones(len(features.pairs)))
+
+
+def _rated_pairs(features: Features, columns: list[int]) -> Labelled:
     """All pairs of responses to one prompt with a rating of the same objective on both sides: the better mean wins."""
-    pairs, labels = [], []
+    pairs, gaps = [], []
     for prompt in range(int(features.prompt_of.max()) + 1):
         rows = torch.nonzero(features.prompt_of == prompt).flatten().tolist()
         for a, b in combinations(rows, 2):
             gap = (features.ratings[a, columns] - features.ratings[b, columns]).nanmean()
             if torch.isfinite(gap):
                 pairs.append((a, b))
-                labels.append(0.5 * (1.0 + float(torch.sign(gap))))
-    return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2), torch.tensor(labels)
+                gaps.append(float(gap))
+    rated = torch.tensor(gaps)
+    return Labelled(torch.tensor(pairs, dtype=torch.long).reshape(-1, 2), 0.5 * (1.0 + torch.sign(rated)), rated)
+
+
+def _reached(features: Features, column: int, threshold: float, name: str) -> Labelled:
+    """Every rated response: does its rating reach the threshold?"""
+    known = torch.nonzero(features.ratings[:, column].isfinite()).flatten()
+    ratings = features.ratings[known, column]
+    share = float((ratings >= threshold).float().mean()) if len(known) else 0.0
+    if not 0 < share < 1:
+        raise ValueError(
+            f"calibration of {name}: {share:.0%} of {len(known)} held-out ratings reach the threshold {threshold:g}; give "
+            "ratings, and in aggregation.thresholds a number that some reach and some do not"
+        )
+    return Labelled(known, (ratings >= threshold).float(), ratings)
 
 
 def _describe(model: GatedRewardModel, aggregation: Aggregation, term: int) -> str:
     """What a term is of, for an error message."""
     names = model.objectives
-    if aggregation.kind == "grouped":
+    if aggregation.group_indices:
         names = [model.objectives[k] for k in aggregation.group_indices[term]]
     return f"{aggregation.kind} of {', '.join(names)}"
 
 
-def _fit_term(what: str, values: Tensor, pairs: Tensor, labels: Tensor) -> tuple[float, CalibrationReport]:
-    differences = values[pairs[:, 0]] - values[pairs[:, 1]]
+def _fit_term(
+    what: str, values: Tensor, labelled: Labelled, threshold: float | None = None
+) -> tuple[float, CalibrationReport]:
+    rows, labels = labelled.rows, labelled.labels
+    differences = values[rows[:, 0]] - values[rows[:, 1]] if threshold is None else values[rows] - threshold
     half = len(differences) // 2  # fitted on one half, reported on the other
     try:
         temperature = fit_temperature(differences[:half], labels[:half])
-        return temperature, calibration_report(differences[half:], labels[half:], temperature)
+        report = calibration_report(differences[half:], labels[half:], temperature)
+        if labelled.rated is None:
+            return temperature, report
+        closed = (
+            closed_form_temperature(differences, labelled.rated)
+            if threshold is None
+            else threshold_temperature(values[rows], labelled.rated)
+        )
+        return temperature, replace(report, closed_form=closed)
     except ValueError as error:  # which of the terms is what the user must know
         raise ValueError(f"calibration of the term {what}: {error}") from error

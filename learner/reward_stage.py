@@ -20,13 +20,14 @@ from transformers import AutoTokenizer
 
 from common.config import Config, RewardTrainingConfig
 from learner import baseline, calibration, held_out, length_bias, reward_training
-from learner.calibration import aggregation_of, preference_column
+from learner.calibration import preference_column
 from learner.engine import Engine
 from learner.lora import add_lora, merge_lora
 from learner.policy_source import revision_of, tokenizer_of
 from learner.progress import Report
 from learner.reward_data import PromptSet, read_sides
 from learner.reward_training import Features
+from rewarder.aggregation import aggregation_of
 from rewarder.bradley_terry import new_scalar_model, save_classifier, stock_classifier
 from rewarder.debias import fit_debias
 from rewarder.model import GatedRewardModel
@@ -79,6 +80,7 @@ class RewardStage:
             "report": report,
             "length_bias": _length_bias(model, features, unseen),
             "calibration": fitted.to_dict(),
+            "calibration_warnings": calibration.warnings(fitted),
             "seed": self._seed,
             "held_out_prompts": len(unseen),
         }

@@ -23,12 +23,13 @@ from common.ledger import START
 from common.types import ScoredGroup
 from learner import reward_data
 from learner.adapt import Data, Method, adapt
-from learner.calibration import aggregation_of, preference_column
+from learner.calibration import preference_column
 from learner.candidates import Proposal, judged_sets, propose
 from learner.engine import init_single_rank
 from learner.evidence import Decision
 from learner.progress import Watched
 from learner.reward_data import PromptSet
+from rewarder.aggregation import aggregation_of
 from rewarder.model import GatedRewardModel
 
 READ_RECORDS = 256

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from common.address import QueueAddress
-from common.config import Config, LearnerConfig
+from common.config import Config, LearnerConfig, term_names
 from common.data import read_demonstrations
 from common.ledger import BatchAssembler, Ledger
 from common.types import FloatArray, IntArray, ScoredGroup
@@ -28,6 +28,7 @@ from learner.progress import Watched
 from learner.reward_stage import RewardStage
 from learner.step_metrics import check_staleness, explain, group_metrics
 from learner.train import train_step
+from learner.transform_metrics import transform_metrics
 from learner.weights import probe_logprobs, to_shards
 from rewarder.model import DTYPES
 
@@ -142,6 +143,7 @@ class LearnerWorker(Watched):
         self._updates += learner.num_updates
         objectives, terms = self._config.rewarder.objectives, self._term_names()
         metrics.update(group_metrics(groups, objectives, terms, step - 1))
+        metrics.update(transform_metrics(groups, terms, self._config.aggregation))
         picked = groups[: self._config.report.samples_per_step]
         return StepResult(metrics, [explain(step, group, 0, objectives, terms) for group in picked])
 
@@ -203,8 +205,7 @@ class LearnerWorker(Watched):
             tokenizer.save_pretrained(directory)
 
     def _term_names(self) -> list[str]:
-        aggregation = self._config.aggregation
-        return list(aggregation.groups) if aggregation.kind == "grouped" else [aggregation.kind]
+        return term_names(asdict(self._config.aggregation), self._config.rewarder.objectives)
 
 
 def _host() -> str:

@@ -1,123 +1,28 @@
 """Scores to reward terms: debias, combine by the gate, centre, scale, log-sigmoid with a floor, weights. Pure maths.
 
-Owns the order of the reward pipeline. The scorer calls `rewards` for every group, the reference stage calls
-`combined_scores` for the anchor's samples, and the learner's reward-model stages call `debias` and `combine`.
+Owns the order of the reward pipeline; rewarder/aggregation.py says which terms there are. The scorer calls `rewards` for
+every group, the reference stage calls `combined_scores` for the anchor's samples, and the learner's reward-model stages call
+`debias` and `combine`.
 Everything is float32 (float64 stays float64, for tests) and fails closed: a value that is not finite is a ValueError,
 never a reward. Letters: B responses, K objectives, M reward terms.
 
 Sources: Wang et al. 2406.12845 (gated score, verbosity debiasing); Wang et al. 2402.00742 (u = log sigmoid(r - r_ref),
 and the sum over properties as a logical AND); TRL's GRPOTrainer with several reward functions (reward_weights) for
-weighted_sum, which has no gate, no reference and no transform.
+weighted_sum, which has no gate, no reference and no transform; GDPO (2601.05242) for zscore; the minimum over several
+reward models (Coste et al., ICLR 2024) for min.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-KINDS = ("final_score", "grouped", "weighted_sum")
+from rewarder.aggregation import Aggregation
+
 SMALLEST_SHARE = 1e-12  # a group below this share of the gate has no gate inside: its objectives weigh the same
-
-
-@dataclass(frozen=True)
-class Aggregation:
-    """How K debiased scores become M terms. group_indices holds, per group, its objectives' columns (grouped only);
-    weight_floor is the smallest weight of a term, as a share of 1; probability_floor is eps of the transform; weights
-    holds one weight per objective, their absolute values summing to 1 (weighted_sum only)."""
-
-    kind: str
-    group_indices: tuple[tuple[int, ...], ...]
-    weight_floor: float
-    probability_floor: float
-    weights: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"aggregation.kind is {self.kind!r}; want one of {KINDS}")
-        if not 0 <= self.probability_floor < 0.5:
-            raise ValueError(f"aggregation.probability_floor is {self.probability_floor}; want 0 <= eps < 0.5")
-        if self.kind == "grouped":
-            self._check_groups()
-        if self.kind == "weighted_sum":
-            self._check_weights()
-
-    def _check_groups(self) -> None:
-        members = [k for group in self.group_indices for k in group]
-        if not self.group_indices or not all(self.group_indices):
-            raise ValueError(f"aggregation.groups is {self.group_indices}; want at least one group, none of them empty")
-        if len(set(members)) != len(members):
-            raise ValueError(f"aggregation.groups {self.group_indices} use an objective twice; put it in one group")
-        if self.weight_floor < 0 or self.weight_floor * len(self.group_indices) > 1:
-            raise ValueError(
-                f"aggregation.weight_floor is {self.weight_floor} for {len(self.group_indices)} groups; "
-                f"want between 0 and {1 / len(self.group_indices):.3g}"
-            )
-
-    def _check_weights(self) -> None:
-        total = sum(abs(weight) for weight in self.weights)
-        if not math.isclose(total, 1, rel_tol=1e-6):  # a NaN is not close to 1 either
-            raise ValueError(
-                f"aggregation.weights is {self.weights}, of absolute sum {total:.6g}; want 1; let make_aggregation scale them"
-            )
-
-    @property
-    def num_terms(self) -> int:
-        """M: the number of groups for grouped, 1 for final_score and weighted_sum."""
-        return len(self.group_indices) if self.kind == "grouped" else 1
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether terms are centred on r_ref: all kinds but weighted_sum, whose constant the group's baseline cancels."""
-        return self.kind != "weighted_sum"
-
-
-def make_aggregation(
-    kind: str,
-    groups: Mapping[str, Sequence[str]],
-    weights: Mapping[str, float],
-    weight_floor: float,
-    probability_floor: float,
-    objectives: Sequence[str],
-) -> Aggregation:
-    """The aggregation named by the configuration; terms keep the order of `groups`, and `weights` (objective -> weight,
-    0 where not named) are scaled to an absolute sum of 1.
-
-    Raises ValueError for an objective that the reward model does not have, or that two groups name, and for weights that
-    are all 0 or not finite."""
-    unknown = sorted({name for names in groups.values() for name in names} - set(objectives))
-    if kind == "grouped" and unknown:
-        raise ValueError(
-            f"aggregation.groups names {unknown}, not objectives of the reward model; it has {list(objectives)}"
-        )
-    columns = {name: k for k, name in enumerate(objectives)}
-    indices = tuple(tuple(columns[name] for name in names) for names in groups.values()) if kind == "grouped" else ()
-    scaled = _scaled_weights(weights, objectives) if kind == "weighted_sum" else ()
-    return Aggregation(kind, indices, weight_floor, probability_floor, scaled)
-
-
-def _scaled_weights(weights: Mapping[str, float], objectives: Sequence[str]) -> tuple[float, ...]:
-    """The weights of all K objectives, over the sum of their absolute values."""
-    if unknown := sorted(set(weights) - set(objectives)):
-        raise ValueError(
-            f"aggregation.weights names {unknown}, not objectives of the reward model; it has {list(objectives)}"
-        )
-    total = sum(abs(weight) for weight in weights.values())
-    if not 0 < total < math.inf:
-        raise ValueError(f"aggregation.weights is {dict(weights)}; want finite weights, at least one of them not 0")
-    return tuple(weights.get(name, 0.0) / total for name in objectives)
-
-
-def check_live_groups(matrix: Tensor, aggregation: Aggregation, objectives: Sequence[str]) -> None:
-    """Refuse a group with an objective that debiasing sets to 0 for every response (the verbosity axis): it would only
-    dilute its group, and alone it would be a constant term. matrix [K, K]."""
-    constant = [k for group in aggregation.group_indices for k in group if not bool(matrix[:, k].any())]
-    if constant:
-        names = [objectives[k] for k in constant]
-        raise ValueError(f"aggregation.groups names {names}, which debiasing makes 0 for every response; take them out")
+SMALLEST_SPREAD = 1e-4  # added to the standard deviation of a group by zscore, in logits; TRL's and GDPO's number
 
 
 def _finite(name: str, values: Tensor) -> Tensor:
@@ -166,12 +71,14 @@ def combine(debiased: Tensor, gate: Tensor, aggregation: Aggregation) -> Tensor:
     """Debiased scores [B, K] and gate [B, K] or [K] -> one value per term [B, M].
 
     final_score: sum_k g_k r'_k. grouped: the gate-weighted mean inside each group (uniform where the group's gate is
-    ~0). weighted_sum: sum_k w_k r'_k, whatever the gate."""
+    ~0). weighted_sum: sum_k w_k r'_k, whatever the gate. The others: their objectives as they are."""
     debiased, gate = _finite("debiased scores", debiased), _gate(gate)
     if aggregation.kind == "weighted_sum":
         return _weighted_sum(debiased, aggregation.weights)
     if aggregation.kind == "final_score":
         return (debiased * gate).sum(-1, keepdim=True)
+    if aggregation.kind != "grouped":
+        return debiased[..., [k for (k,) in aggregation.group_indices]]
     shares = _shares(gate)
     columns = [list(group) for group in aggregation.group_indices]
     return torch.stack([(debiased[..., k] * _inside_group(shares[..., k])).sum(-1) for k in columns], dim=-1)
@@ -192,17 +99,27 @@ def combined_scores(scores: Tensor, gate: Tensor, matrix: Tensor, aggregation: A
 
 
 def term_weights(gate: Tensor, aggregation: Aggregation) -> Tensor:
-    """Weights of the terms, gate [..., K] -> [..., M], summing to 1.
+    """Weights of the terms that do not depend on the response, gate [..., K] -> [..., M]; their absolute values sum to 1.
 
     grouped: floor + (1 - M floor) share, share = the group's part of the gate over all groups (uniform if all are ~0);
-    the floor keeps a prompt-only gate from switching a group off. The others have one term, of weight 1."""
+    the floor keeps a prompt-only gate from switching a group off. per_objective, absolute: the objective's part of the gate
+    over all terms. zscore: the fixed weights. final_score, weighted_sum: one term, of weight 1. (min: `binding_weights`.)"""
     gate = _gate(gate)
-    if aggregation.kind != "grouped":
+    if aggregation.kind == "zscore":
+        return gate.new_tensor(aggregation.weights).expand(*gate.shape[:-1], aggregation.num_terms)
+    if not aggregation.group_indices:
         return torch.ones_like(gate[..., :1])
     shares = _shares(gate)
     masses = torch.stack([shares[..., list(group)].sum(-1) for group in aggregation.group_indices], dim=-1)
+    if aggregation.kind != "grouped":
+        return _inside_group(masses)
     floor = aggregation.weight_floor
     return floor + (1 - aggregation.num_terms * floor) * _inside_group(masses)
+
+
+def binding_weights(z: Tensor) -> Tensor:
+    """1 for each response's smallest term (the first of equal ones), else 0: z [B, M] -> [B, M]. weights . u is then min u."""
+    return torch.nn.functional.one_hot(z.argmin(-1), z.shape[-1]).to(z.dtype)
 
 
 def center_and_scale(combined: Tensor, reference: Tensor, temperature: Tensor) -> Tensor:
@@ -220,8 +137,8 @@ def center_and_scale(combined: Tensor, reference: Tensor, temperature: Tensor) -
 
 
 def scale(combined: Tensor, temperature: Tensor) -> Tensor:
-    """z = r / s, not centred: combined [B, M], temperature [M] -> [B, M]. For weighted_sum alone: through the transform of
-    the other kinds such a z would mean nothing, there it must be centred on r_ref."""
+    """z = r / s, not centred: combined [B, M], temperature [M] -> [B, M]. For weighted_sum and zscore: through the transform
+    of the other kinds such a z would mean nothing, there it must be centred."""
     return center_and_scale(combined, torch.zeros_like(temperature), temperature)
 
 
@@ -237,16 +154,29 @@ def log_sigmoid_floor(z: Tensor, eps: float) -> Tensor:
     return torch.log(eps + (1 - 2 * eps) * torch.sigmoid(z))
 
 
+def group_z_scores(z: Tensor) -> Tensor:
+    """(z - mean) / (std + SMALLEST_SPREAD) of each term over the responses to one prompt: [B, M] -> [B, M]; ddof = 1.
+
+    An objective on which the responses agree says nothing; one on which they hardly differ says as much as any other, which
+    is what the transform is there to avoid. Raises ValueError for fewer than 2 responses."""
+    if z.ndim != 2 or z.shape[0] < 2:
+        raise ValueError(f"zscore has terms of shape {tuple(z.shape)}; want [B, M] with B >= 2 responses to one prompt")
+    return (z - z.mean(0)) / (z.std(0, correction=1) + SMALLEST_SPREAD)
+
+
 def rewards(
     scores: Tensor, gate: Tensor, matrix: Tensor, reference: Tensor, temperature: Tensor, aggregation: Aggregation
 ) -> tuple[Tensor, Tensor]:
     """The whole pipeline for the responses to one prompt: scores [B, K], gate [K], matrix [K, K], reference [M],
-    temperature [M] -> (terms [B, M], weights [M]); the reward is weights . terms, plus any penalty.
+    temperature [M] -> (terms [B, M], weights [M]; [B, M] for min); the reward is weights . terms, plus any penalty.
 
-    Terms are log-probabilities, at most 0; that of weighted_sum is a logit, and `reference` does not count.
-    A gate [B, K] (several prompts) gives weights [B, M]."""
+    Terms are log-probabilities, at most 0; that of weighted_sum is a logit, those of zscore are z-scores, and for these and
+    absolute `reference` does not count. A gate [B, K] (several prompts, not for zscore) gives weights [B, M]."""
     combined = combined_scores(scores, gate, matrix, aggregation)
-    if not aggregation.needs_reference:
-        return scale(combined, temperature), term_weights(gate, aggregation)
-    z = center_and_scale(combined, reference, temperature)
-    return log_sigmoid_floor(z, aggregation.probability_floor), term_weights(gate, aggregation)
+    if not aggregation.is_transformed:
+        z = scale(combined, temperature)
+        return group_z_scores(z) if aggregation.kind == "zscore" else z, term_weights(gate, aggregation)
+    good = combined.new_tensor(aggregation.thresholds) if aggregation.kind == "absolute" else reference
+    z = center_and_scale(combined, good, temperature)
+    terms = log_sigmoid_floor(z, aggregation.probability_floor)
+    return terms, binding_weights(z) if aggregation.kind == "min" else term_weights(gate, aggregation)

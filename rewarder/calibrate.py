@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 PROBIT_TO_LOGIT = 1.702  # sigmoid(1.702 x) is within .01 of the Normal distribution function
 AFFINE_R2 = 0.99
+BAND = 2.0  # a fitted temperature this many times off the closed form deserves a look
 NUM_BINS = 10
 SEARCH_WIDTH = 20.0  # the fit looks this far, in log units, to both sides of 1 / rms(difference)
 
@@ -28,7 +29,8 @@ SEARCH_WIDTH = 20.0  # the fit looks this far, in log units, to both sides of 1 
 @dataclass(frozen=True)
 class CalibrationReport:
     """How one term's temperature does on its pairs: mean log loss (nats), Brier score (both also at s = 1), calibration
-    error of the predicted winner (ECE, 10 bins) and the number of pairs."""
+    error of the predicted winner (ECE, 10 bins) and the number of pairs. closed_form is the temperature that the spread of
+    the ratings around the scores implies (`closed_form_temperature`), where the term is rated."""
 
     nll: float
     nll_at_one: float
@@ -36,14 +38,18 @@ class CalibrationReport:
     brier_at_one: float
     ece: float
     num_pairs: int
+    closed_form: float | None = None
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """temperatures [M], in score units, and a report row for each term, of one RM version."""
+    """temperatures [M], in score units, and a report row for each term, of one RM version. kind and terms say what they were
+    fitted for (`Aggregation.calibrated_terms`); empty where a model that was written before says nothing of it."""
 
     temperatures: tuple[float, ...]
     reports: tuple[CalibrationReport, ...]
+    kind: str = ""
+    terms: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.reports) != len(self.temperatures):
@@ -53,9 +59,24 @@ class Calibration:
                 f"calibration temperatures are {self.temperatures}; want finite numbers > 0; fit them again"
             )
 
-    def to_dict(self) -> dict[str, list[float] | list[dict[str, float]]]:
+    def mismatch(self, kind: str, terms: Sequence[str]) -> str | None:
+        """Why these temperatures are not those of an aggregation of this kind with these terms; None where they are, or where
+        a record that says nothing of it has as many."""
+        if self.kind and (self.kind, self.terms) != (kind, tuple(terms)):
+            return f"calibrated for {_listed(self.kind, self.terms)}, but the aggregation is {_listed(kind, terms)}"
+        if len(self.temperatures) != len(terms):
+            return f"calibrated for {len(self.temperatures)} terms, but aggregation.{kind} has {len(terms)}"
+        return None
+
+    def to_dict(self) -> dict[str, object]:
         """JSON-ready."""
-        return {"temperatures": list(self.temperatures), "reports": [dataclasses.asdict(row) for row in self.reports]}
+        reports = [dataclasses.asdict(row) for row in self.reports]
+        return {
+            "temperatures": list(self.temperatures),
+            "reports": reports,
+            "kind": self.kind,
+            "terms": list(self.terms),
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> Calibration:
@@ -65,9 +86,17 @@ class Calibration:
             raise ValueError(f"calibration has keys {sorted(values)}; want lists under temperatures and reports")
         names = {field.name for field in dataclasses.fields(CalibrationReport)}
         for row in reports:
-            if not isinstance(row, dict) or set(row) != names:
+            if not isinstance(row, dict) or not names - {"closed_form"} <= set(row) <= names:
                 raise ValueError(f"calibration report is {row!r}; want exactly the keys {sorted(names)}")
-        return cls(tuple(float(s) for s in temperatures), tuple(CalibrationReport(**row) for row in reports))
+        kind, terms = values.get("kind", ""), values.get("terms", [])
+        if not isinstance(kind, str) or not isinstance(terms, list):
+            raise ValueError(f"calibration is of kind {kind!r} with terms {terms!r}; want a text and a list of texts")
+        rows = tuple(CalibrationReport(**row) for row in reports)
+        return cls(tuple(float(s) for s in temperatures), rows, kind, tuple(str(term) for term in terms))
+
+
+def _listed(kind: str, terms: Sequence[str]) -> str:
+    return f"{kind} of ({'), ('.join(terms)})"
 
 
 def _pairs(differences: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,6 +177,38 @@ def regression_temperature(residual_sd: float) -> float:
     if not residual_sd > 0:
         raise ValueError(f"residual_sd is {residual_sd}; want > 0, in score units")
     return math.sqrt(2) / PROBIT_TO_LOGIT * residual_sd
+
+
+def closed_form_temperature(differences: Tensor, rated: Tensor) -> float | None:
+    """The temperature of pairs by the spread of what is rated around what is predicted: differences [N] of scores, rated [N]
+    differences of the ratings of the same pairs. Each side's error is Normal, so the winner is a probit in the difference;
+    independent of the fit, which sees only who won. None where the ratings are the scores."""
+    error = float((rated - differences).detach().double().square().mean().sqrt())
+    return regression_temperature(error / math.sqrt(2)) if error > 0 else None
+
+
+def threshold_temperature(scores: Tensor, ratings: Tensor) -> float | None:
+    """The same for P(rating >= threshold) by one score, [N] each: s = sd / 1.702."""
+    error = float((ratings - scores).detach().double().square().mean().sqrt())
+    return error / PROBIT_TO_LOGIT if error > 0 else None
+
+
+def calibration_warnings(s: float, report: CalibrationReport) -> list[str]:
+    """What is suspicious about one term's temperature, with numbers: outside the band of the closed form, or no better than
+    s = 1 on the pairs that it was not fitted on."""
+    found = []
+    closed = report.closed_form
+    if closed is not None and not 1 / BAND < s / closed < BAND:
+        found.append(
+            f"the temperature {s:.3g} is {s / closed:.2g} times the {closed:.3g} that the spread of the ratings around the "
+            f"scores implies (wanted: within {BAND:g}x); look at the term's labels"
+        )
+    if not (report.nll <= report.nll_at_one and report.brier <= report.brier_at_one):
+        found.append(
+            f"at the temperature {s:.3g} log loss {report.nll:.3f} and Brier {report.brier:.3f} are no better than "
+            f"{report.nll_at_one:.3f} and {report.brier_at_one:.3f} at s = 1, on {report.num_pairs} pairs"
+        )
+    return found
 
 
 def affine_warning(z: Tensor) -> str | None:

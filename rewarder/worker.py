@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -19,10 +19,11 @@ from transformers import AutoTokenizer
 
 from common.address import QueueAddress
 from common.codec import EncodeError
-from common.config import AggregationConfig, RewarderConfig
+from common.config import AggregationConfig, RewarderConfig, term_names
 from common.queue import RolloutItem
 from common.types import FloatArray, Message, Reward, RolloutGroup, ScoredGroup
-from rewarder.aggregate import combined_scores, make_aggregation, rewards
+from rewarder.aggregate import center_and_scale, combined_scores, rewards
+from rewarder.aggregation import aggregation_of, check_live_groups
 from rewarder.model import GatedRewardModel
 from rewarder.references import reference_value
 from rewarder.scoring import ConversationTooLong, score_responses
@@ -38,6 +39,14 @@ class ReferenceSamples:
     prompt_id: str
     messages: tuple[Message, ...]
     responses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ScoredReference:
+    """r_ref [M] of a prompt, and the anchor's samples against it: z [K, M], centred and calibrated as a response is."""
+
+    value: FloatArray
+    z: FloatArray
 
 
 class RewarderWorker:
@@ -61,29 +70,22 @@ class RewarderWorker:
                 f"{directory}: the reward model has no calibration, and the transform needs one; run stage "
                 "reward_model with data.ratings or data.preferences (it calibrates a given rewarder.model without training it)"
             )
-        settings = self._settings
-        aggregation = make_aggregation(
-            settings.kind,
-            settings.groups,
-            settings.weights,
-            settings.weight_floor,
-            settings.probability_floor,
-            model.objectives,
+        aggregation, matrix = (
+            aggregation_of(self._settings, model.objectives),
+            model.reward_transform_matrix.detach().cpu(),
         )
+        check_live_groups(matrix, aggregation, model.objectives)
+        terms = aggregation.calibrated_terms(model.objectives)
+        if problem := model.info.calibration.mismatch(aggregation.kind, terms):
+            raise ValueError(f"{directory}: {problem}; run stage reward_model again under this aggregation")
         temperature = torch.tensor(model.info.calibration.temperatures)
-        if len(temperature) != aggregation.num_terms:
-            raise ValueError(
-                f"{directory}: calibrated for {len(temperature)} terms, but aggregation.{settings.kind} has "
-                f"{aggregation.num_terms}; run stage reward_model again under this aggregation"
-            )
         with self._lock:
             self._model, self._tokenizer = model.eval(), AutoTokenizer.from_pretrained(directory, revision=revision)
-            self._aggregation, self._temperature = aggregation, temperature
-            self._matrix = model.reward_transform_matrix.detach().cpu()
+            self._aggregation, self._temperature, self._matrix = aggregation, temperature, matrix
         return model.info.rm_version
 
-    def score_references(self, samples: Sequence[ReferenceSamples]) -> dict[str, FloatArray]:
-        """prompt_id -> r_ref [M] under the reward model in place."""
+    def score_references(self, samples: Sequence[ReferenceSamples]) -> dict[str, ScoredReference]:
+        """prompt_id -> its reference under the reward model in place."""
         with self._lock:
             return {sample.prompt_id: self._reference(sample) for sample in samples}
 
@@ -114,12 +116,13 @@ class RewarderWorker:
             scores, gate = self._raw_scores(group.prompt.messages, responses)
             terms, weights = rewards(scores, gate, self._matrix, reference, self._temperature, self._aggregation)
             versions = self._model.info.rm_version, self._reference_version
+        weights = weights.expand_as(terms)  # min weighs each response's terms by itself, the others the prompt's
         parts = [
             Reward(
                 scores=scores[g].numpy(),
                 gate_weights=gate.numpy(),
                 terms=terms[g].numpy(),
-                weights=weights.numpy(),
+                weights=weights[g].numpy(),
                 penalty=self._config.truncation_penalty if rollout.finish_reason == "length" else 0.0,
             )
             for g, rollout in enumerate(group.rollouts)
@@ -162,8 +165,15 @@ class RewarderWorker:
         limits = self._config.max_tokens, self._config.batch_tokens
         return score_responses(self._model, self._tokenizer, messages, responses, *limits)
 
-    def _reference(self, sample: ReferenceSamples) -> FloatArray:
+    def _reference(self, sample: ReferenceSamples) -> ScoredReference:
+        settings, count = self._settings, len(sample.responses)
         with torch.no_grad():
-            scores, gate = self._raw_scores(sample.messages, sample.responses)
+            responses = [*sample.responses, *settings.canned.values()]
+            scores, gate = self._raw_scores(sample.messages, responses)
             combined = combined_scores(scores, gate, self._matrix, self._aggregation)
-        return reference_value(combined, self._settings.quantile, self._settings.estimator).numpy()
+        value = reference_value(combined[:count], settings.quantile, settings.estimator)
+        names = term_names(asdict(settings), self._model.objectives)
+        for row, term in enumerate(settings.canned, count):
+            value[names.index(term)] = combined[row, names.index(term)]
+        z = center_and_scale(combined[:count], value, self._temperature)
+        return ScoredReference(value.numpy(), z.numpy())

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from actors.prompts import SampleRequest, SlotPrompts, response_seed
-from common.config import Config
+from common.config import UNCENTRED, Config
 from common.judge import JudgeItem, load_function
 from common.types import Reward, RolloutGroup, ScoredGroup
 from examples.sandbox.labels import PAIR_SHARPNESS
@@ -75,11 +75,12 @@ def _scorer(config: Config, anchor: Path, rm: Path) -> Callable[[RolloutGroup], 
         ratings, pairs = (str(rm / f"{name}.jsonl") for name in ("ratings", "preferences"))
         learner_of(given).reward_model(str(anchor), ratings, pairs, calibrated)
         rewarder.load(calibrated, None)
-    if config.aggregation.kind != "weighted_sum":
+    if config.aggregation.kind not in UNCENTRED:
         responses = artifacts.reference_responses(rm)
         prompts = [prompt for part in artifacts.shards(config, anchor) for prompt in part]
         samples = [ReferenceSamples(p.prompt_id, p.messages, responses[p.prompt_id]) for p in prompts]
-        rewarder.set_references(rewarder.score_references(samples), "anchor")
+        scored = rewarder.score_references(samples)
+        rewarder.set_references({name: reference.value for name, reference in scored.items()}, "anchor")
     return rewarder.score
 
 

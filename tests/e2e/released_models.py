@@ -10,8 +10,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from common.config import AggregationConfig
 from common.data import Demonstration, PreferencePair, read_demonstrations, to_fields, write_jsonl
-from learner.calibration import aggregation_of
 from rewarder.aggregate import combined_scores
+from rewarder.aggregation import aggregation_of
 from rewarder.model import GatedRewardModel
 from rewarder.scoring import score_responses
 

@@ -24,18 +24,16 @@ from torch.nn.functional import logsigmoid
 
 from common.types import Reward
 from rewarder.aggregate import (
-    Aggregation,
     center_and_scale,
-    check_live_groups,
     combine,
     combined_scores,
     debias,
     log_sigmoid_floor,
-    make_aggregation,
     rewards,
     scale,
     term_weights,
 )
+from rewarder.aggregation import Aggregation, check_live_groups, make_aggregation
 from rewarder.references import reference_value
 
 FINAL = Aggregation("final_score", (), 0.0, 0.0)

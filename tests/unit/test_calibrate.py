@@ -1,10 +1,12 @@
-"""Temperatures: T10 test_scale_moves_the_temperature; T22 test_bad_pairs_are_refused; T25 test_planted_temperature; T26
-test_antisymmetry; T27 test_separable_pairs_stay_finite; T28 test_closed_form_band."""
+"""Temperatures, by the test numbers of the transform's notes (the map: test_aggregate): T10
+test_scale_moves_the_temperature; T22 test_bad_pairs_are_refused; T25 test_planted_temperature; T26 test_antisymmetry; T27
+test_separable_pairs_stay_finite; T28 test_closed_form_band."""
 
 from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +18,8 @@ from rewarder.calibrate import (
     Calibration,
     affine_warning,
     calibration_report,
+    calibration_warnings,
+    closed_form_temperature,
     fit_temperature,
     regression_temperature,
 )
@@ -132,3 +136,45 @@ def test_calibration_round_trip() -> None:
             Calibration.from_dict(broken)
     with pytest.raises(ValueError, match="> 0"):
         Calibration((0.0,), (calibration_report(d, y, 1.0),))
+
+
+def test_what_was_written_before_is_read_and_known_by_number_alone() -> None:
+    d, y = planted(0.3, 100)
+    row = calibration_report(d, y, 0.3)
+    told = Calibration((0.3, 0.5), (row, row), "grouped", ("a + b", "c"))
+    assert Calibration.from_dict(json.loads(json.dumps(told.to_dict()))) == told
+    assert told.mismatch("grouped", ("a + b", "c")) is None
+    assert str(told.mismatch("min", ("a", "c"))).startswith(
+        "calibrated for grouped of (a + b), (c), but the aggregation is"
+    )
+    assert "min of (a + b), (c)" in str(told.mismatch("min", ("a + b", "c")))
+    assert "grouped of (a), (c)" in str(told.mismatch("grouped", ("a", "c")))
+    older = told.to_dict()
+    del older["kind"], older["terms"]
+    for report in older["reports"]:  # pyright: ignore[reportGeneralTypeIssues]
+        del report["closed_form"]
+    unknown = Calibration.from_dict(json.loads(json.dumps(older)))
+    assert unknown.temperatures == told.temperatures and unknown.mismatch("min", ("x", "y")) is None
+    assert unknown.mismatch("final_score", ("x",)) == "calibrated for 2 terms, but aggregation.final_score has 1"
+
+
+def test_a_fit_outside_the_band_is_said() -> None:
+    """Ratings = score + Normal(0, .2): a fit on who won is inside the band of the closed form; one of a third of it is not."""
+    generator = torch.Generator().manual_seed(0)
+    score, noise = (scale * torch.randn(2, 20_000, generator=generator) for scale in (0.4, 0.2))
+    differences, rated = score[0] - score[1], (score + noise)[0] - (score + noise)[1]
+    labels = (rated > 0).float()
+    closed = closed_form_temperature(differences, rated)
+    assert closed is not None and closed == pytest.approx(0.831 * 0.2, rel=0.02)
+    s = fit_temperature(differences, labels)
+    report = replace(calibration_report(differences, labels, s), closed_form=closed)
+    assert calibration_warnings(s, report) == []
+    (warning,) = calibration_warnings(closed / 3, report)
+    assert "0.33 times the 0.166" in warning and "within 2x" in warning
+    assert closed_form_temperature(differences, differences) is None
+
+
+def test_a_fit_that_loses_to_no_fit_is_said() -> None:
+    report = replace(calibration_report(*planted(1.0, 1000), 1.0), nll=0.9, nll_at_one=0.5)
+    (warning,) = calibration_warnings(4.0, report)
+    assert "log loss 0.900" in warning and "0.500" in warning

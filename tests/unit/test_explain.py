@@ -16,7 +16,8 @@ from driver.commands import CommandError, run_explain
 from driver.explained import Explained, format_explained, to_dict
 from driver.explanation import explain_responses, requests
 from driver.rm_source import serving
-from rewarder.aggregate import Aggregation, combined_scores
+from rewarder.aggregate import combined_scores
+from rewarder.aggregation import Aggregation
 from rewarder.explain import explain
 from rewarder.model import GatedRewardModel
 from rewarder.scoring import score_responses

@@ -22,7 +22,7 @@ def test_a_good_configuration_has_a_plan_and_no_problems(check: Check) -> None:
     report = check()
     assert report.problems == []
     assert [line.split()[0] for line in report.plan] == [
-        *("role", "actors", "rewarder", "learner", "total:", "memory", "disk:")
+        *("role", "actors", "rewarder", "learner", "total:", "memory", "references:", "disk:")
     ]
 
 

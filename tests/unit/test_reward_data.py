@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from common.config import RewarderConfig
 from common.config_file import BASE, load_config
@@ -16,7 +17,7 @@ from common.data import PreferencePair, RatedResponse, to_fields, write_jsonl
 from common.types import Message
 from learner import calibration, reward_data
 from learner.reward_training import Features, flatten
-from rewarder.aggregate import make_aggregation
+from rewarder.aggregation import Aggregation, make_aggregation
 from tests.integration.models import tiny_policy
 
 OBJECTIVES = ["good", "safe"]
@@ -115,10 +116,15 @@ def test_a_conversation_and_its_continuation_fall_on_the_same_side(tokenizer) ->
     assert training and unseen and not training & unseen
 
 
+def labels_of(features: Features, aggregation: Aggregation, term: int, preference: int | None) -> tuple[Tensor, Tensor]:
+    found = calibration._labels(features, aggregation, term, preference)
+    return found.rows, found.labels
+
+
 def test_a_term_that_cannot_be_calibrated_is_named() -> None:
     pairs, backwards = torch.tensor([[0, 1]] * 4), torch.tensor([0.0, 1.0])
     with pytest.raises(ValueError, match="calibration of the term grouped of good: the scores order 2 pairs no better"):
-        calibration._fit_term("grouped of good", backwards, pairs, torch.ones(4))
+        calibration._fit_term("grouped of good", backwards, calibration.Labelled(pairs, torch.ones(4)))
 
 
 def test_each_group_is_calibrated_on_its_own_ratings() -> None:
@@ -131,17 +137,17 @@ def test_each_group_is_calibrated_on_its_own_ratings() -> None:
         prompt_of=torch.tensor([0, 0, 1, 1]),
     )
     grouped = make_aggregation("grouped", {"q": ["good"], "s": ["safe"]}, {}, 0.1, 0.01, OBJECTIVES)
-    pairs, labels = calibration._labels(features, grouped, 0, None)
+    pairs, labels = labels_of(features, grouped, 0, None)
     assert pairs.tolist() == [[0, 1], [2, 3]] and labels.tolist() == [1.0, 0.0]
-    pairs, labels = calibration._labels(features, grouped, 1, 0)
+    pairs, labels = labels_of(features, grouped, 1, 0)
     assert pairs.tolist() == [[0, 1]] and labels.tolist() == [0.5]
-    pairs, labels = calibration._labels(features, grouped, 0, 0)  # what pairs train is calibrated on them
+    pairs, labels = labels_of(features, grouped, 0, 0)  # what pairs train is calibrated on them
     assert pairs.tolist() == [[0, 1]] and labels.tolist() == [1.0]
     unrated = replace(features, ratings=torch.full((4, 2), nan))  # and so is what nothing rates
-    assert [calibration._labels(unrated, grouped, m, None)[0].tolist() for m in (0, 1)] == [[[0, 1]], [[0, 1]]]
+    assert [labels_of(unrated, grouped, m, None)[0].tolist() for m in (0, 1)] == [[[0, 1]], [[0, 1]]]
     for kind in ("final_score", "weighted_sum"):
         one_score = make_aggregation(kind, {}, {"safe": 1.0}, 0.1, 0.01, OBJECTIVES)
-        pairs, labels = calibration._labels(features, one_score, 0, None)
+        pairs, labels = labels_of(features, one_score, 0, None)
         assert pairs.tolist() == [[0, 1]] and labels.tolist() == [1.0]
 
 
@@ -159,3 +165,36 @@ def test_a_state_that_is_not_finite_is_named_by_its_prompt(tokenizer, monkeypatc
                 ValueError, match="hidden states of conversation 3 of 6 are not finite; its prompt is 'w1'"
             ):
                 reward_data.check_finite_rows("hidden states", tuple(wrong), sets)
+def test_an_objective_of_its_own_is_calibrated_on_nothing_else() -> None:
+    """Its ratings, or the pairs that train it; preferences are not labels of one objective, so it is refused without."""
+    nan = float("nan")
+    ratings = torch.tensor([[1.0, nan], [0.0, nan], [0.2, nan], [0.9, nan]])
+    features = Features(
+        torch.zeros(4, 2), torch.zeros(4, 2), torch.tensor([[0, 1]]), ratings, torch.tensor([0, 0, 1, 1])
+    )
+    for kind in ("per_objective", "min", "zscore"):
+        own = make_aggregation(kind, {}, {"good": 1.0, "safe": 1.0}, 0.0, 0.01, OBJECTIVES)
+        found = calibration._labels(features, own, 0, None, "good")
+        assert (found.rows.tolist(), found.labels.tolist()) == ([[0, 1], [2, 3]], [1.0, 0.0])
+        assert found.rated is not None
+        torch.testing.assert_close(found.rated, torch.tensor([1.0, -0.7]))
+        with pytest.raises(ValueError, match="calibration of safe: nothing rates two responses .* preferences are not"):
+            calibration._labels(features, own, 1, None, "safe")
+        pairs, labels = labels_of(features, own, 1, 1)
+        assert (pairs.tolist(), labels.tolist()) == ([[0, 1]], [1.0])
+
+
+def test_a_threshold_is_calibrated_on_which_ratings_reach_it() -> None:
+    nan = float("nan")
+    ratings = torch.tensor([[1.0, 0.1], [0.7, 0.2], [0.2, nan], [nan, 0.3]])
+    features = Features(torch.zeros(4, 2), torch.zeros(4, 2), torch.empty(0, 2), ratings, torch.tensor([0, 0, 1, 1]))
+    bars = make_aggregation("absolute", {}, {}, 0.0, 0.01, OBJECTIVES, (), {"good": 0.7, "safe": 0.5})
+    rows, labels = labels_of(features, bars, 0, None)
+    assert (rows.tolist(), labels.tolist()) == ([0, 1, 2], [1.0, 1.0, 0.0])
+    with pytest.raises(ValueError, match=r"0% of 3 held-out ratings reach the threshold 0\.5"):
+        labels_of(features, bars, 1, None)
+    values = torch.tensor([0.9, 0.8, 0.1, 0.6, 0.75, 0.3])
+    told = calibration.Labelled(torch.arange(6), (values > 0.7).float(), values + 0.1)
+    s, report = calibration._fit_term("absolute of good", values, told, 0.7)
+    assert s > 0 and report.num_pairs == 3
+    assert report.closed_form == pytest.approx(0.1 / 1.702, rel=1e-4)

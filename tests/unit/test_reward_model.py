@@ -30,7 +30,8 @@ from transformers import (
 
 from common.config_file import BASE, load_config
 from common.types import Message, Prompt, Rollout, RolloutGroup
-from rewarder.aggregate import Aggregation, combined_scores
+from rewarder.aggregate import combined_scores
+from rewarder.aggregation import Aggregation
 from rewarder.calibrate import Calibration, CalibrationReport
 from rewarder.layout import ARMORM_OBJECTIVES, CheckpointError, HeadSizes
 from rewarder.model import Gate, GatedRewardModel

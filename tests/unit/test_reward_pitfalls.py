@@ -48,7 +48,7 @@ from tokenizers import processors
 
 from learner import calibration
 from learner.reward_training import Features, descend_gate, gate_loss, gated_score
-from rewarder.aggregate import Aggregation
+from rewarder.aggregation import Aggregation
 from rewarder.model import GatedRewardModel
 from rewarder.scoring import collate, render, score_responses
 from tests.integration.models import tiny_policy

@@ -1,0 +1,184 @@
+"""Which terms a reward is made of: the configured aggregation over a reward model's objectives, checked.
+
+Owns the names of the kinds and every refusal of their settings; rewarder/aggregate.py does their maths. Made by the rewarder
+when it loads a model, and by the learner when it calibrates one. docs/reward.md says what each kind is for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from common.config import KINDS, SINGLE, UNCENTRED, UNTRANSFORMED, AggregationConfig
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """How K debiased scores become M terms. group_indices holds the columns of each term's objectives (none where the one
+    term has them all); weight_floor is the smallest weight of a term, as a share of 1 (grouped only); probability_floor is
+    eps of the transform; weights are fixed, their absolute values summing to 1, one per objective (weighted_sum) or per term
+    (zscore); thresholds [M] are what counts as good (absolute), in score units."""
+
+    kind: str
+    group_indices: tuple[tuple[int, ...], ...]
+    weight_floor: float
+    probability_floor: float
+    weights: tuple[float, ...] = ()
+    thresholds: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"aggregation.kind is {self.kind!r}; want one of {KINDS}")
+        if not 0 <= self.probability_floor < 0.5:
+            raise ValueError(
+                f"aggregation.probability_floor is {self.probability_floor}; want 0 <= eps < 0.5 (from 0.5 on the transform "
+                "pays for what is worse)"
+            )
+        if self.kind == "grouped" or self.kind in SINGLE:
+            self._check_terms()
+        if self.kind == "grouped":
+            self._check_floor()
+        if self.kind in UNTRANSFORMED:
+            self._check_weights()
+        if self.kind == "absolute" and not (
+            len(self.thresholds) == self.num_terms and all(math.isfinite(value) for value in self.thresholds)
+        ):
+            raise ValueError(
+                f"aggregation.thresholds is {self.thresholds} for {self.num_terms} objectives; want a finite number for each"
+            )
+
+    def _check_terms(self) -> None:
+        what = "groups" if self.kind == "grouped" else "objectives"
+        members = [k for group in self.group_indices for k in group]
+        if not self.group_indices or not all(self.group_indices):
+            one = "group, none of them empty" if self.kind == "grouped" else "objective"
+            raise ValueError(f"aggregation.{what} is {self.group_indices}; want at least one {one}")
+        if len(set(members)) != len(members):
+            raise ValueError(f"aggregation.{what} {self.group_indices} use an objective twice; put it in one place")
+
+    def _check_floor(self) -> None:
+        if self.weight_floor < 0 or self.weight_floor * len(self.group_indices) > 1:
+            raise ValueError(
+                f"aggregation.weight_floor is {self.weight_floor} for {len(self.group_indices)} groups; "
+                f"want between 0 and {1 / len(self.group_indices):.3g}"
+            )
+
+    def _check_weights(self) -> None:
+        total = sum(abs(weight) for weight in self.weights)
+        if not math.isclose(total, 1, rel_tol=1e-6):  # a NaN is not close to 1 either
+            raise ValueError(
+                f"aggregation.weights is {self.weights}, of absolute sum {total:.6g}; want 1; let make_aggregation scale them"
+            )
+        if self.kind == "zscore" and len(self.weights) != self.num_terms:
+            raise ValueError(f"aggregation.weights has {len(self.weights)} numbers for {self.num_terms} objectives")
+
+    @property
+    def num_terms(self) -> int:
+        """M: the groups, or the objectives that are terms of their own, else 1."""
+        return len(self.group_indices) or 1
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether terms are centred on r_ref."""
+        return self.kind not in UNCENTRED
+
+    @property
+    def is_transformed(self) -> bool:
+        """Whether a term is a log-probability; else it is a logit or a z-score."""
+        return self.kind not in UNTRANSFORMED
+
+    def calibrated_terms(self, objectives: Sequence[str]) -> tuple[str, ...]:
+        """What each temperature is of, for the record of the calibration: two aggregations share one only if these and the
+        kind agree. Floors and the weights of zscore do not count: they come after the temperature."""
+        if self.kind == "final_score":
+            return ("gated score",)
+        if self.kind == "weighted_sum":
+            return (" ".join(f"{w:+.6g} {n}" for w, n in zip(self.weights, objectives, strict=True) if w),)
+        names = [" + ".join(objectives[k] for k in group) for group in self.group_indices]
+        if self.kind == "absolute":
+            return tuple(f"{name} >= {tau:.6g}" for name, tau in zip(names, self.thresholds, strict=True))
+        return tuple(names)
+
+
+def aggregation_of(config: AggregationConfig, objectives: Sequence[str]) -> Aggregation:
+    """The configured aggregation over a reward model's objectives."""
+    return make_aggregation(
+        config.kind,
+        config.groups,
+        config.weights,
+        config.weight_floor,
+        config.probability_floor,
+        objectives,
+        config.objectives,
+        config.thresholds,
+    )
+
+
+def make_aggregation(
+    kind: str,
+    groups: Mapping[str, Sequence[str]],
+    weights: Mapping[str, float],
+    weight_floor: float,
+    probability_floor: float,
+    objectives: Sequence[str],
+    chosen: Sequence[str] = (),
+    thresholds: Mapping[str, float] | None = None,
+) -> Aggregation:
+    """The aggregation named by the configuration, over the `objectives` of the reward model. Terms keep the order of
+    `groups` (grouped), `chosen` (per_objective, min; empty: all objectives), `thresholds` (absolute) or `weights` (zscore);
+    `weights` (objective -> weight, 0 where not named) are scaled to an absolute sum of 1. What a kind does not use is ignored.
+
+    Raises ValueError for an objective that the reward model does not have, or that is named twice, and for weights that
+    are all 0 or not finite."""
+    columns = {name: k for k, name in enumerate(objectives)}
+    members: list[Sequence[str]] = []
+    fixed: tuple[float, ...] = ()
+    bars: Mapping[str, float] = (thresholds or {}) if kind == "absolute" else {}
+    if kind == "grouped":
+        members = list(groups.values())
+        _check_known("groups", members, objectives)
+    elif kind in ("per_objective", "min"):
+        members = [[name] for name in chosen or objectives]
+        _check_known("objectives", members, objectives)
+    elif kind == "absolute":
+        members = [[name] for name in bars]
+        _check_known("thresholds", members, objectives)
+    elif kind in UNTRANSFORMED:
+        _check_known("weights", [list(weights)], objectives)
+        scaled = _scaled_weights(weights)
+        if kind == "zscore":
+            members, fixed = [[name] for name in scaled if scaled[name]], tuple(w for w in scaled.values() if w)
+        else:
+            fixed = tuple(scaled.get(name, 0.0) for name in objectives)
+    indices = tuple(tuple(columns[name] for name in names) for names in members)
+    return Aggregation(kind, indices, weight_floor, probability_floor, fixed, tuple(bars.values()))
+
+
+def _check_known(key: str, members: Sequence[Sequence[str]], objectives: Sequence[str]) -> None:
+    if unknown := sorted({name for names in members for name in names} - set(objectives)):
+        raise ValueError(
+            f"aggregation.{key} names {unknown}, not objectives of the reward model; it has {list(objectives)}"
+        )
+
+
+def _scaled_weights(weights: Mapping[str, float]) -> dict[str, float]:
+    """The weights over the sum of their absolute values."""
+    total = sum(abs(weight) for weight in weights.values())
+    if not 0 < total < math.inf:
+        raise ValueError(f"aggregation.weights is {dict(weights)}; want finite weights, at least one of them not 0")
+    return {name: weight / total for name, weight in weights.items()}
+
+
+def check_live_groups(matrix: Tensor, aggregation: Aggregation, objectives: Sequence[str]) -> None:
+    """Refuse a term with an objective that debiasing sets to 0 for every response (the verbosity axis): in a group it would
+    only dilute it, and alone it is a constant without a scale. matrix [K, K]."""
+    constant = [k for group in aggregation.group_indices for k in group if not bool(matrix[:, k].any())]
+    if constant:
+        names = [objectives[k] for k in constant]
+        raise ValueError(
+            f"aggregation.{aggregation.kind} has {names}, which debiasing makes 0 for every response; take them out of "
+            "aggregation.groups, objectives, thresholds or weights"
+        )
