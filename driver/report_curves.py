@@ -44,6 +44,20 @@ PLAIN = (
         "with it; if gold turns down first, the policy is gaming the reward model.",
     ),
     Curve(
+        "reward/all_good",
+        "All good",
+        "probability",
+        "The reward model's mean probability that a response is good in every term at once, were the terms independent. "
+        "Healthy: rises; the reward can rise without it where one term pays for another.",
+    ),
+    Curve(
+        "reward/saturated_frac",
+        "Saturated",
+        "share of terms",
+        "Terms so far above the reference (z above 3) that the transform hardly pays for more. Healthy: grows from about "
+        "0; above 0.8 there is little left to learn from: raise aggregation.quantile, or stop.",
+    ),
+    Curve(
         "policy/kl_sequence",
         "KL to the reference",
         "nats per response",
@@ -93,6 +107,7 @@ def curves_section(run: RunFiles, steps: Steps) -> str:
     plain = {curve.name: _plain(run, steps, curve, Scale(smooth=True)) for curve in PLAIN}
     reward = _plain(run, steps, REWARD, Scale(smooth=True, level=run.settings.good))
     cards = [reward, plain["reward/gated_score"], _gold_card(run, steps)]
+    cards += [plain["reward/all_good"], plain["reward/saturated_frac"]]
     cards += [plain["policy/kl_sequence"], plain["policy/entropy"], plain["reward/group_std"]]
     cards += [_length_card(run, steps), plain["policy/grad_norm"], _sync_card(run, steps)]
     cards += [_staleness_card(run, steps), plain["rollout/tokens_per_s"], _time_card(run, steps)]

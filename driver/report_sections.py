@@ -89,7 +89,8 @@ def terms_section(run: RunFiles, steps: Steps) -> str:
     intro = (
         "The parts that are weighted and summed into the reward. Transformed, each is a log-probability: 0 is the ceiling, "
         "and the dotted line, log \N{VULGAR FRACTION ONE HALF} = \N{MINUS SIGN}0.69, is as good as the frozen reference "
-        "policy's better samples. Healthy: every term rises; one that falls is being traded away."
+        "policy's better samples. Healthy: every term rises; one that falls is being traded away. Binding: the share of "
+        "responses in which raising this term would raise the reward most."
     )
     names = [name.removeprefix("reward/term/") for name in run.names("reward/term/")]
     series = [run.series(f"reward/term/{name}") for name in names]
@@ -100,6 +101,7 @@ def terms_section(run: RunFiles, steps: Steps) -> str:
             name,
             _moved("mean", values),
             spark(steps, values, "blue", replace(scale, level=good), f"term {name}"),
+            _moved("binding", run.series(f"reward/binding/{name}")),
         )
         for name, values, scale in zip(names, series, scales, strict=True)
     ]
@@ -168,11 +170,11 @@ def _reward_model(model: RewardModel) -> str:
     facts += "".join(f"<div><b>{number(value)}</b>{name}</div>" for name, value in pairs)
     fits = [_fit_row(fit.term, fit.temperature, fit.report) for fit in model.fits]
     r2 = [row([safe(name), bar(value, 1.0), fixed(value)]) for name, value in model.r2.items()]
-    columns = ["term", "temperature", "log loss", "untempered", "Brier", "ECE", "pairs"]
+    columns = ["term", "temperature", "closed form", "log loss", "untempered", "Brier", "ECE", "pairs"]
     tables = table(["objective", "", "R\N{SUPERSCRIPT TWO}"], r2) + table(columns, fits)
     return f'<div class="facts">{facts}</div><div class="columns">{tables}</div>'
 
 
 def _fit_row(term: str, temperature: float, report: Mapping[str, float]) -> str:
-    names = ("nll", "nll_at_one", "brier", "ece", "num_pairs")
+    names = ("closed_form", "nll", "nll_at_one", "brier", "ece", "num_pairs")
     return row([safe(term), number(temperature), *(number(report.get(name, math.nan)) for name in names)])

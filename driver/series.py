@@ -13,7 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 PREFIX = "iter_rlhf_"
-TERM = "reward/term/"
+# Names that end in a term of the aggregation, and their metric with the tag `term`
+TERMS = {
+    "reward/term/": "reward_term",
+    "reward/binding/": "reward_binding_term",
+    "reference/coverage/": "reference_coverage_term",
+}
 
 # What each metric says, without its prefix
 HELP = {
@@ -33,6 +38,11 @@ HELP = {
     "reward_gated_score": "Mean raw score, weighted by the gate",
     "reward_objective": "Mean raw score of an objective",
     "reward_term": "Mean term of the aggregation, before its weight",
+    "reward_saturated_frac": "Share of terms so far above the reference that the transform hardly pays for more (z > 3)",
+    "reward_linear_frac": "Share of terms so far below the reference that the transform leaves them as they are (z < -3)",
+    "reward_all_good": "Mean probability that a response is good in every term at once",
+    "reward_binding_term": "Share of responses in which raising this term would raise the reward most",
+    "reference_coverage_term": "Share of the reference policy's own samples at or below r_ref, by term",
     "gate_objective": "Mean gate weight of an objective",
     "gold_mean": "Mean gold on held-out prompts, where last judged",
     "policy_kl_ref": "KL to the reference, nats per token",
@@ -87,8 +97,9 @@ def series_of(name: str, objectives: Collection[str]) -> Series:
     kind, _, rest = name.partition("/")
     if kind in ("reward", "gate") and rest in objectives:
         return Series(f"{PREFIX}{kind}_objective", (("objective", rest),))
-    if name.startswith(TERM):
-        return Series(f"{PREFIX}reward_term", (("term", name.removeprefix(TERM)),))
+    for prefix, metric in TERMS.items():
+        if name.startswith(prefix):
+            return Series(PREFIX + metric, (("term", name.removeprefix(prefix)),))
     return Series(PREFIX + name.replace("/", "_"))
 
 

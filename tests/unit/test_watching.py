@@ -35,6 +35,8 @@ OBJECTIVES = ("correct", "safe")
         ("gate/safe", "iter_rlhf_gate_objective", (("objective", "safe"),)),
         ("reward/term/safety", "iter_rlhf_reward_term", (("term", "safety"),)),
         ("reward/term/safe", "iter_rlhf_reward_term", (("term", "safe"),)),
+        ("reward/binding/safe", "iter_rlhf_reward_binding_term", (("term", "safe"),)),
+        ("reference/coverage/safe", "iter_rlhf_reference_coverage_term", (("term", "safe"),)),
         ("policy/safe", "iter_rlhf_policy_safe", ()),
     ],
 )
