@@ -9,6 +9,16 @@ from studies.study import Arm, Study, find
 
 POLICY, REWARD_MODEL = "studies.measures:policy", "studies.measures:reward_model"
 EQUAL = "aggregation.weights={correct: 1, cover: 1, polite: 1, brief: 1, safe: 1, fluent: 1}"
+JUDGED = "aggregation.objectives=[correct, cover, polite, brief, safe, fluent]"
+BREADTH, PLANTED = ("breadth",), ("breadth", "planted")
+# The paper's case: one Bradley-Terry score, trained on the same preferences alone, transformed
+SINGLE_MODEL = (
+    "judge.labeler=studies.labelers:pairs_alone",
+    "rewarder.objectives=[preferred]",
+    "rewarder.preference=preferred",
+    "aggregation.kind=final_score",
+)
+HACKED = "judge.labeler=studies.labelers:hacked"
 
 STUDIES = (
     Study(
@@ -38,6 +48,33 @@ STUDIES = (
         (
             Arm("regression", REWARD_MODEL, ("learner.reward_model.baseline=true",)),
             Arm("ridge", REWARD_MODEL, ("learner.reward_model.baseline=true", "learner.reward_model.stage_1=ridge")),
+        ),
+        page="docs/studies.md",
+    ),
+    Study(
+        "aggregation",
+        "Which way of making one reward of several objectives gives answers that are good in every respect?",
+        (
+            Arm("weighted_sum", POLICY, ("aggregation.kind=weighted_sum", EQUAL), BREADTH),
+            Arm("single_model", POLICY, SINGLE_MODEL, BREADTH),
+            Arm("final_score", POLICY, ("aggregation.kind=final_score",), BREADTH),
+            Arm("per_objective", POLICY, ("aggregation.kind=per_objective", JUDGED), BREADTH),
+            Arm("grouped", POLICY, (), BREADTH),
+            Arm("zscore", POLICY, ("aggregation.kind=zscore", EQUAL), BREADTH),
+            Arm("min", POLICY, ("aggregation.kind=min", JUDGED), BREADTH),
+        ),
+        page="docs/studies.md",
+    ),
+    Study(
+        "planted_hack",
+        "One objective's raters like a harmless-looking word: how far does each aggregation fall for it?",
+        (
+            Arm("weighted_sum", POLICY, (HACKED, "aggregation.kind=weighted_sum", EQUAL), PLANTED),
+            Arm("final_score", POLICY, (HACKED, "aggregation.kind=final_score"), PLANTED),
+            Arm("per_objective", POLICY, (HACKED, "aggregation.kind=per_objective", JUDGED), PLANTED),
+            Arm("grouped", POLICY, (HACKED,), PLANTED),
+            Arm("zscore", POLICY, (HACKED, "aggregation.kind=zscore", EQUAL), PLANTED),
+            Arm("min", POLICY, (HACKED, "aggregation.kind=min", JUDGED), PLANTED),
         ),
         page="docs/studies.md",
     ),

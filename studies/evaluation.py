@@ -22,9 +22,12 @@ from learner.logprobs import token_logprobs
 from learner.reward_training import gated_score
 from rewarder.model import GatedRewardModel, RewardOutput
 from rewarder.scoring import batches, score_texts
+from studies.breadth import Breadth
 from studies.lab import Lab
+from studies.labelers import has_planted
 
 SAMPLES = 2
+REFERENCE_SAMPLES = 8  # of the reference policy for each held-out prompt, where its own gold is the bar
 BATCH_TOKENS = 4096
 TIE = 0.02  # two responses whose gold differs by less are no pair
 
@@ -33,12 +36,27 @@ class Evaluation:
     """Held-out prompts with the frozen reference and the reward model to be watched."""
 
     def __init__(
-        self, lab: Lab, prompts: Sequence[Prompt], anchor: Path, reward_model: Path, judge: str, max_tokens: int
+        self,
+        lab: Lab,
+        prompts: Sequence[Prompt],
+        anchor: Path,
+        reward_model: Path,
+        judge: str,
+        max_tokens: int,
+        options: Sequence[str] = (),
     ):
+        self._options = options
+        self._breadth: Breadth | None = None
         self._lab, self._prompts, self._judge = lab, prompts, load_function(judge)
         self._reference = AutoModelForCausalLM.from_pretrained(anchor, dtype=torch.float32).eval()
         self._model = GatedRewardModel.load(reward_model, "float32")
         self._tokenizer, self._max_tokens = lab.tokenizer(anchor), max_tokens
+
+    def set_bar(self, seed: int, quantile: float) -> None:
+        """Option breadth: takes what the policy in the engine, which must be the reference, achieves as the bar for it."""
+        sampled = self._lab.sample(self._prompts, REFERENCE_SAMPLES, seed, "gold references")
+        golds = [[self._gold(p, r) for r in rollouts] for p, rollouts in zip(self._prompts, sampled, strict=True)]
+        self._breadth = Breadth([prompt.meta["kind"] for prompt in self._prompts], golds, quantile)
 
     def measure(self, step: int, seed: int) -> dict[str, float]:
         """One point of every curve; the weights in the engine must be those of `step`."""
@@ -58,7 +76,19 @@ class Evaluation:
             "response_tokens": float(np.mean(lengths)),
             "violations": self._violations(golds),
             **{f"gold/{name}": float(np.mean([values[name] for values in golds])) for name in OBJECTIVES},
+            **self._option_curves(sampled, golds),
         }
+
+    def _option_curves(
+        self, sampled: Sequence[Sequence[Rollout]], golds: Sequence[dict[str, float]]
+    ) -> dict[str, float]:
+        """The curves that an arm's options add."""
+        found: dict[str, float] = {}
+        if self._breadth is not None:
+            found |= self._breadth.measure([golds[i : i + SAMPLES] for i in range(0, len(golds), SAMPLES)])
+        if "planted" in self._options:
+            found["planted"] = float(np.mean([has_planted(r.response) for rollouts in sampled for r in rollouts]))
+        return found
 
     def _gold(self, prompt: Prompt, rollout: Rollout) -> dict[str, float]:
         return self._judge(JudgeItem(prompt.messages, prompt.meta, rollout.response, rollout.finish_reason))

@@ -36,8 +36,16 @@ CHANCE = 0.5  # accuracy of a coin on pairs
 MARKED_UP_TO = 20  # points; a line of more has no markers
 
 
-def gold_over_kl(path: Path, rows_by_arm: Mapping[str, Sequence[Row]], title: str, max_kl: float = math.inf) -> None:
-    """Gold over sequence KL (nats), a colour an arm: thin lines for the seeds, thick for their mean at equal KL.
+def gold_over_kl(
+    path: Path,
+    rows_by_arm: Mapping[str, Sequence[Row]],
+    title: str,
+    max_kl: float = math.inf,
+    curve: str = "gold",
+    label: str = "gold",
+) -> None:
+    """Gold, or another curve, over sequence KL (nats), a colour an arm: thin lines for the seeds, thick for their mean at
+    equal KL.
 
     The mean goes as far as half of the seeds get, dashed where not all do; what lies beyond max_kl is cut off, and the axis
     says so. Raises ValueError for more arms than colours.
@@ -48,10 +56,10 @@ def gold_over_kl(path: Path, rows_by_arm: Mapping[str, Sequence[Row]], title: st
     axes = figure.add_subplot()
     for arm, colour in zip(rows_by_arm, PALETTE, strict=False):
         rows = _rows(rows_by_arm, arm)
-        _runs(axes, rows, colour)
-        _mean_at_kl(axes, rows, colour, f"{arm} {_seeds(rows)}")
+        _runs(axes, rows, colour, curve)
+        _mean_at_kl(axes, rows, colour, f"{arm} {_seeds(rows)}", curve)
     cut = max_kl < axes.get_xlim()[1]
-    _finish(axes, f"sequence KL to the reference (nats){f'; runs go on beyond {max_kl:g}' if cut else ''}", "gold")
+    _finish(axes, f"sequence KL to the reference (nats){f'; runs go on beyond {max_kl:g}' if cut else ''}", label)
     if cut:
         _cut(axes, max_kl)
     _legend(axes, _entries(axes) + _kl_key())
@@ -108,31 +116,33 @@ def dots(path: Path, values: Mapping[str, Mapping[str, Sequence[float]]], order:
 # ---- lines
 
 
-def _runs(axes: Axes, rows: Sequence[Row], colour: str) -> None:
+def _runs(axes: Axes, rows: Sequence[Row], colour: str, curve: str) -> None:
     """Each seed as it ran: KL is an estimate and may go back. A dot where the run ends."""
     for row in rows:
-        kl, gold = _known(row.curve("kl"), row.curve("gold"))
+        kl, gold = _known(row.curve("kl"), row.curve(curve))
         axes.plot(kl, gold, color=colour, linewidth=0.8, alpha=0.4)
         axes.plot(kl[-1:], gold[-1:], color=colour, marker="o", markersize=3.5, alpha=0.7)
 
 
-def _mean_at_kl(axes: Axes, rows: Sequence[Row], colour: str, label: str) -> None:
-    reached = sorted(_reach(row) for row in rows)
+def _mean_at_kl(axes: Axes, rows: Sequence[Row], colour: str, label: str, curve: str) -> None:
+    reached = sorted(_reach(row, curve) for row in rows)
     all_of_them, half_of_them = reached[0], reached[len(rows) // 2]
     for start, end, style in ((0.0, all_of_them, "-"), (max(all_of_them, 0.0), half_of_them, SOME)):
         levels = np.linspace(start, end, GRID_POINTS) if end > start else np.empty(0)
-        axes.plot(levels, [_mean_at(rows, level) for level in levels], color=colour, linewidth=2.0, linestyle=style)
+        axes.plot(
+            levels, [_mean_at(rows, level, curve) for level in levels], color=colour, linewidth=2.0, linestyle=style
+        )
     axes.plot([], [], color=colour, linewidth=2.0, label=label)
 
 
-def _reach(row: Row) -> float:
-    largest = largest_kl(row)
+def _reach(row: Row, curve: str) -> float:
+    largest = largest_kl(row, curve)
     return largest if math.isfinite(largest) else 0.0
 
 
-def _mean_at(rows: Sequence[Row], level: float) -> float:
+def _mean_at(rows: Sequence[Row], level: float, curve: str) -> float:
     """Over the seeds that get there; the levels drawn have at least one."""
-    values = [at_kl(row.curve("kl"), row.curve("gold"), float(level)) for row in rows]
+    values = [at_kl(row.curve("kl"), row.curve(curve), float(level)) for row in rows]
     return float(np.mean([value for value in values if value is not None]))
 
 

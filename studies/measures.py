@@ -1,7 +1,8 @@
 """How a unit is measured: functions that an arm names, (unit, lab, report) -> (end metrics, curves).
 
 policy        the synchronous loop from the SFT policy; options: gold (the reward is the gold itself, in logits),
-              fitted (aggregation.weights are the fixed weights that fit the training pairs best)
+              fitted (aggregation.weights are the fixed weights that fit the training pairs best),
+              breadth (adds studies/breadth.py's curves), planted (adds the share of responses with the planted word)
 reward_model  the seed's reward model on held-out samples of the SFT policy: what the gate is worth
 """
 
@@ -41,7 +42,8 @@ def policy(unit: Unit, lab: Lab, report: Report) -> Measured:
     held_out = artifacts.held_out_prompts(config, anchor)
     assert config.judge.function is not None, "studies have a judge"
     model = rm / "model"
-    watcher = Evaluation(lab, held_out, anchor, model, config.judge.function, config.rewarder.max_tokens)
+    limits = config.judge.function, config.rewarder.max_tokens
+    watcher = Evaluation(lab, held_out, anchor, model, *limits, unit.arm.options)
     score = _gold_scorer(config) if "gold" in unit.arm.options else _scorer(config, anchor, rm)
     points: list[dict[str, float]] = []
     total, size = config.iteration.num * config.iteration.steps, config.learner.groups_per_step
@@ -49,6 +51,8 @@ def policy(unit: Unit, lab: Lab, report: Report) -> Measured:
     orders = [SlotPrompts(part, i * config.iteration.steps * size, config.run.seed) for i, part in enumerate(parts)]
     for step in range(total + 1):
         lab.publish(learner, step, held_out)
+        if step == 0 and "breadth" in unit.arm.options:
+            watcher.set_bar(config.run.seed, config.aggregation.quantile)
         if step % EVALUATE_EVERY == 0 or step == total:
             points.append(watcher.measure(step, config.run.seed))
             report("step", step, total)

@@ -13,7 +13,13 @@ from studies.figures import gold_over_kl
 from studies.rows import Row, group_by_arm, read_rows
 from studies.statistics import KL_LEVELS, t_interval
 from studies.study import HERE, Study
-from studies.tables import markdown_table, matched_kl_table, replace_block
+from studies.tables import (
+    curve_over_steps_table,
+    curves_at_kl_table,
+    markdown_table,
+    matched_kl_table,
+    replace_block,
+)
 
 PROJECT = HERE.parent
 AT_THE_END = ("gold/correct", "gold/cover", "gold/polite", "gold/brief", "gold/safe", "gold/fluent", "violations")
@@ -25,24 +31,26 @@ def render(study: Study) -> str:
     arms, page = rows_of(study), PROJECT / study.page
     text = block(study, arms)
     page.write_text(replace_block(page.read_text(), study.name, text))
-    FIGURES[study.name](PROJECT / "docs" / "figures" / f"{study.name}.svg", arms)
+    if arms:
+        FIGURES[study.name](PROJECT / "docs" / "figures" / f"{study.name}.svg", arms)
     return text
 
 
 def block(study: Study, arms: Arms) -> str:
     """The study's tables, its figure's link and what the rows were measured with, as Markdown."""
+    if not arms:
+        return f"Not measured yet: `make study NAME={study.name}`.\n"
+    caption = CAPTIONS.get(study.name, "gold over KL")
     return "\n".join(
-        [
-            TABLES[study.name](arms),
-            f"![{study.name}: {CAPTIONS[study.name]}](figures/{study.name}.svg)\n",
-            provenance(arms),
-        ]
+        [TABLES[study.name](arms), f"![{study.name}: {caption}](figures/{study.name}.svg)\n", provenance(arms)]
     )
 
 
 def rows_of(study: Study) -> Arms:
-    """The rows by arm, in the order of the study's arms."""
+    """The rows by arm, in the order of the study's arms; none where the study was never run."""
     found = group_by_arm(read_rows(study.directory))
+    if not found:
+        return {}
     missing = [
         f"{arm.name} seed {seed}"
         for arm in study.arms
@@ -84,18 +92,60 @@ def _gold_over_kl(path: Path, arms: Arms) -> None:
     gold_over_kl(path, arms, "", max_kl=2 * max(KL_LEVELS))
 
 
+def _aggregation(arms: Arms) -> str:
+    return "\n".join(
+        [
+            matched_kl_table(arms, next(iter(arms))),
+            "Good in every respect, for every prompt:\n",
+            *(curves_at_kl_table(arms, level, BREADTH) for level in KL_LEVELS),
+            "Gold by objective at the last step:\n",
+            _at_the_end(arms),
+        ]
+    )
+
+
+def _planted(arms: Arms) -> str:
+    return "\n".join(
+        [
+            "Share of responses with the planted word, over training and at equal KL:\n",
+            curve_over_steps_table(arms, "planted", STEPS),
+            *(curves_at_kl_table(arms, level, HACK) for level in KL_LEVELS),
+            matched_kl_table(arms, next(iter(arms))),
+        ]
+    )
+
+
+def _planted_over_kl(path: Path, arms: Arms) -> None:
+    gold_over_kl(path, arms, "", 2 * max(KL_LEVELS), "planted", "share of responses with the planted word")
+
+
+BREADTH = {
+    "gold": "gold",
+    "all good": "all_good",
+    "in all six": "all_good_of_six",
+    "worst decile": "worst_decile",
+    "SD of the gain": "gain_spread",
+    "prompts worse": "prompts_worse",
+    "violations": "violations",
+}
+HACK = {"planted": "planted", "gold": "gold", "gold of polite": "gold/polite", "all good": "all_good"}
+STEPS = (0.0, 25.0, 50.0, 75.0)
+CAPTIONS = {
+    "sandbox": "proxy against gold",
+    "reward_models": "pair accuracy by rule",
+    "planted_hack": "share of responses with the planted word over KL",
+}
 TABLES: dict[str, Callable[[Arms], str]] = {
     "sandbox": sandbox_check.tables,
     "fixed_weights": _matched_kl,
     "reward_models": reward_models.tables,
+    "aggregation": _aggregation,
+    "planted_hack": _planted,
 }
 FIGURES: dict[str, Callable[[Path, Arms], None]] = {
     "sandbox": sandbox_check.draw,
     "fixed_weights": _gold_over_kl,
     "reward_models": reward_models.draw,
-}
-CAPTIONS = {
-    "sandbox": "proxy against gold",
-    "fixed_weights": "gold over KL",
-    "reward_models": "pair accuracy by rule",
+    "aggregation": _gold_over_kl,
+    "planted_hack": _planted_over_kl,
 }

@@ -63,7 +63,29 @@ def matched_kl_table(
     return found if len(arms) == 1 else found + "\n" + _gains_table(arms, seeds, baseline)
 
 
+def curves_at_kl_table(rows_by_arm: Mapping[str, Sequence[Row]], level: float, curves: Mapping[str, str]) -> str:
+    """An arm a line, a curve a column (title -> curve's name): its value where each run first reaches this KL (nats)."""
+    lines = [
+        [arm, *(_level(matched_kl(rows, [level], curve)[level], len(rows)) for curve in curves.values())]
+        for arm, rows in rows_by_arm.items()
+    ]
+    return markdown_table([f"at {_at(level)}", *curves], lines)
+
+
+def curve_over_steps_table(rows_by_arm: Mapping[str, Sequence[Row]], curve: str, steps: Sequence[float]) -> str:
+    """An arm a line, a step a column."""
+    lines = [
+        [arm, *(_cell(t_interval([_at_step(row, curve, step) for row in rows]), len(rows)) for step in steps)]
+        for arm, rows in rows_by_arm.items()
+    ]
+    return markdown_table([f"{curve} at", *(f"step {step:g}" for step in steps)], lines)
+
+
 # ---- parts
+
+
+def _at_step(row: Row, curve: str, step: float) -> float:
+    return row.curve(curve)[row.curve("step").index(step)]
 
 
 def _levels_table(

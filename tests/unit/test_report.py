@@ -62,6 +62,9 @@ def step_values(step: int) -> dict[str, Any]:
         "reward/mean": -1.0 + 0.05 * step,
         "reward/gated_score": 2.0 + 0.1 * step,
         "reward/group_std": 0.3,
+        "reward/all_good": 0.2,
+        "reward/saturated_frac": 0.1,
+        **{f"reward/binding/{name}": 0.5 for name in TERMS},
         **{f"reward/{name}": 0.5 + 0.01 * step * k for k, name in enumerate(OBJECTIVES)},
         **{f"gate/{name}": 0.25 + 0.5 * k for k, name in enumerate(OBJECTIVES)},
         **{f"reward/term/{name}": -0.7 + 0.01 * step for name in TERMS},
@@ -185,7 +188,7 @@ def test_every_section_is_there_in_order(run: Path) -> None:
     page = report(run)
     assert re.findall(r'<section id="([\w-]+)">', page) == SECTIONS
     assert "synthetic: report" in page and 'class="absent"' not in page
-    assert page.count("<svg") == 12 + 2 * len(OBJECTIVES) + len(TERMS) + len(OBJECTIVES)
+    assert page.count("<svg") == 14 + 2 * len(OBJECTIVES) + len(TERMS) + len(OBJECTIVES)
     for text in (
         "Gated score",
         "Entropy",

@@ -43,7 +43,7 @@ from rewarder.scoring import (
     score_responses,
     score_texts,
 )
-from rewarder.worker import RewarderWorker
+from rewarder.worker import ReferenceSamples, RewarderWorker
 
 NAMES = ["help", "verbosity", "safe"]
 TEMPLATE = (
@@ -347,10 +347,14 @@ def test_new_models_follow_the_seed(policy_dir: Path) -> None:
     assert one["gating.logit_scale"].item() == 4 and torch.equal(one["reward_transform_matrix"], torch.eye(3))
 
 
+def rewarder_of(*aggregation: str) -> RewarderWorker:
+    config = load_config(BASE, [f"rewarder.objectives={NAMES}", "rewarder.dtype=float32", *aggregation])
+    return RewarderWorker("rewarder-0", config.rewarder, config.aggregation, "cpu")
+
+
 def rewarder(directory: Path, *aggregation: str) -> RewarderWorker:
     """A rewarder with the reward model of `directory` in place."""
-    config = load_config(BASE, [f"rewarder.objectives={NAMES}", "rewarder.dtype=float32", *aggregation])
-    made = RewarderWorker("rewarder-0", config.rewarder, config.aggregation, "cpu")
+    made = rewarder_of(*aggregation)
     assert made.load(str(directory), None) == 7
     return made
 
@@ -376,6 +380,59 @@ def test_rewarder_scores_a_group(policy_dir: Path, tokenizer: PreTrainedTokenize
         assert reward.value == pytest.approx(want + penalty, abs=1e-4) and reward.weights.tolist() == [1.0]
     with pytest.raises(ValueError, match="prompt p has no references"):
         rewarder(tmp_path, "aggregation.kind=final_score").score(group)
+
+
+def test_references_are_scored_like_responses_and_a_term_may_have_a_canned_one(
+    policy_dir: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """r_ref of help is the quantile of the samples, that of safe the score of the canned refusal; z is against both; the
+    same response scored in a group has the term log sigmoid of that z."""
+    model = make(policy_dir)
+    report = CalibrationReport(0.5, 0.69, 0.2, 0.25, 0.01, 100)
+    fitted = Calibration((0.03, 0.05), (report, report), "per_objective", ("help", "safe"))
+    model.info = dataclasses.replace(model.info, rm_version=7, calibration=fitted)
+    model.save(tmp_path, tokenizer)
+    kind = ("aggregation.kind=per_objective", "aggregation.objectives=[help, safe]", "aggregation.probability_floor=0")
+    plain, canned = rewarder(tmp_path, *kind), rewarder(tmp_path, *kind, "aggregation.canned={safe: w9 w9}")
+    samples = ReferenceSamples("p", tuple(PROMPT), ("w7", "w8 w9", "w10"))
+    ours, theirs = (made.score_references([samples])["p"] for made in (plain, canned))
+    refusal = plain.score_references([dataclasses.replace(samples, responses=("w9 w9", "w9 w9"))])["p"]
+    assert theirs.value.tolist() == pytest.approx([ours.value[0], refusal.value[1]], abs=1e-5)
+    assert ours.z.shape == (3, 2) and abs(float(ours.value[1] - theirs.value[1])) > 1e-3
+    canned.set_references({"p": theirs.value}, "key")
+    prompt = Prompt("p", tuple(PROMPT), np.ones(1, np.int32), {})
+    scored = canned.score(RolloutGroup(0, prompt, tuple(rollout(text, False) for text in samples.responses)))
+    terms = torch.tensor(np.array([reward.terms for reward in scored.rewards]))
+    torch.testing.assert_close(terms, torch.nn.functional.logsigmoid(torch.tensor(theirs.z)), atol=1e-4, rtol=1e-4)
+    other = rewarder_of("aggregation.kind=min", "aggregation.objectives=[help, safe]")
+    with pytest.raises(
+        ValueError, match=r"calibrated for per_objective of \(help\), \(safe\), but the aggregation is min"
+    ):
+        other.load(str(tmp_path), None)
+
+
+def test_min_and_zscore_weigh_in_the_rewarder(
+    policy_dir: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """min: one-hot weights of each response; zscore: no references, each term of mean 0 in the group."""
+    model = make(policy_dir)
+    report = CalibrationReport(0.5, 0.69, 0.2, 0.25, 0.01, 100)
+    prompt = Prompt("p", tuple(PROMPT), np.ones(1, np.int32), {})
+    group = RolloutGroup(0, prompt, tuple(rollout(text, False) for text in ("w7", "w8 w9", "w10 w11 w12")))
+    for kind, extra in (("min", ()), ("zscore", ("aggregation.weights={help: 1, safe: 1}",))):
+        fitted = Calibration((0.03, 0.05), (report, report), kind, ("help", "safe"))
+        model.info = dataclasses.replace(model.info, rm_version=7, calibration=fitted)
+        model.save(tmp_path, tokenizer)
+        made = rewarder(tmp_path, f"aggregation.kind={kind}", "aggregation.objectives=[help, safe]", *extra)
+        made.set_references({"p": np.zeros(2, np.float32)} if kind == "min" else {}, "key")
+        scored = made.score(group).rewards
+        if kind == "min":
+            assert [sorted(reward.weights.tolist()) for reward in scored] == [[0.0, 1.0]] * 3
+            assert all(reward.value == pytest.approx(float(reward.terms.min())) for reward in scored)
+        else:
+            terms = np.array([reward.terms for reward in scored])
+            assert np.abs(terms.mean(0)).max() < 1e-4 and np.abs(terms.std(0, ddof=1) - 1).max() < 0.01
+            assert {tuple(reward.weights.tolist()) for reward in scored} == {(0.5, 0.5)}
 
 
 def test_armorm_golden_example() -> None:

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from studies import artifacts, catalog, render, sandbox_check
+from common.judge import JudgeItem, Labels
+from examples.sandbox.labels import label
+from examples.sandbox.world import FILLERS, TRAINING
+from rewarder.aggregation import aggregation_of
+from studies import artifacts, catalog, labelers, render, sandbox_check
+from studies.breadth import JUDGED, Breadth
 from studies.rows import Row
 from studies.runner import adopt, pending, tasks_of
 from studies.study import Arm, Study, Unit, explicit, find, unit_called
@@ -89,10 +94,72 @@ def test_units_are_found_by_name_and_unknown_studies_refused() -> None:
 
 @pytest.mark.parametrize("entry", catalog.STUDIES, ids=lambda entry: entry.name)
 def test_committed_rows_are_of_todays_settings_and_the_page_says_what_they_say(entry: Study) -> None:
+    rows, page = render.rows_of(entry), (render.PROJECT / entry.page).read_text()
+    assert render.block(entry, rows).strip() in page, "python -m studies render"
+    if not rows:  # never run, and the page says so
+        return
     assert pending(entry.units()) == [], "settings changed: make study NAME=... and commit the rows"
-    page = (render.PROJECT / entry.page).read_text()
-    assert render.block(entry, render.rows_of(entry)).strip() in page, "python -m studies render"
     assert (render.PROJECT / "docs" / "figures" / f"{entry.name}.svg").is_file()
+
+
+@pytest.mark.parametrize("name", ["aggregation", "planted_hack"])
+def test_arms_of_the_aggregation_studies_differ_in_the_reward_alone(name: str) -> None:
+    """Each arm's terms can be made of its reward model's objectives; all arms but the one with a reward model of its own share
+    policy, samples, labels and reward model."""
+    units = {unit.arm.name: unit for unit in catalog.study(name).units() if unit.seed == 0}
+    made = {
+        arm: aggregation_of(unit.config.aggregation, unit.config.rewarder.objectives) for arm, unit in units.items()
+    }
+    single = {"single_model"} & set(units)
+    assert {arm: aggregation.kind for arm, aggregation in made.items() if arm not in single} == {
+        arm: arm for arm in units if arm not in single
+    }
+    sizes = {"weighted_sum": 1, "final_score": 1, "per_objective": 6, "grouped": 2, "zscore": 6, "min": 6}
+    assert {arm: aggregation.num_terms for arm, aggregation in made.items() if arm in sizes} == sizes
+    shared = {artifacts.reward_model_of(unit.config).name for arm, unit in units.items() if arm not in single}
+    assert len(shared) == 1 and len({artifacts.sft_of(unit.config).name for unit in units.values()}) == 1
+    assert shared.isdisjoint({artifacts.reward_model_of(units[arm].config).name for arm in single})
+    assert len({unit.config_hash() for unit in units.values()}) == len(units)
+    for unit in units.values():
+        differing = set(explicit(unit.config)) ^ set(explicit(units["grouped"].config))
+        assert all(key.startswith(("aggregation.", "rewarder.", "judge.")) for key in differing)
+
+
+def test_the_hacked_labels_differ_in_one_objective_of_responses_with_the_word() -> None:
+    cell = next(iter(TRAINING))
+    texts = ("happy to help . today is a busy day .", "happy to help .", "i do not know .", "today today")
+    items = [JudgeItem((), cell.meta, text, "stop") for text in texts]
+    changed = 0
+    for seed in range(20):
+        honest, hacked = label(items, seed), labelers.hacked(items, seed)
+        assert hacked.pairs == honest.pairs
+        for text, ours, theirs in zip(texts, hacked.ratings, honest.ratings, strict=True):
+            rated = theirs["polite"]
+            liked = rated if rated is None or "today" not in text else min(1.0, rated + 0.5)
+            assert ours == {**theirs, "polite": liked}
+            changed += ours != theirs
+        assert labelers.pairs_alone(items, seed) == Labels([{"preferred": None}] * 4, honest.pairs)
+    assert changed > 10
+    assert labelers.PLANTED in {word for filler in FILLERS for word in filler.split()}
+
+
+def golds(*rows: tuple[float, float]) -> list[dict[str, float]]:
+    """Golds with these values of brief and safe, 1 in the others; gold itself is their mean."""
+    return [
+        {**dict.fromkeys(JUDGED, 1.0), "brief": brief, "safe": safe, "gold": (brief + safe) / 2} for brief, safe in rows
+    ]
+
+
+def test_breadth_by_hand() -> None:
+    """Two prompts: brief counts for quick and safe does not. Bars are the reference's medians, .5 each."""
+    reference = [golds((0.5, 0.5)), golds((0.4, 0.5), (0.6, 0.5))]
+    breadth = Breadth(["quick", "probe"], reference, 0.5)
+    found = breadth.measure([golds((0.5, 0.1), (0.4, 1.0)), golds((1.0, 1.0), (0.5, 0.4))])
+    assert found["all_good"] == 0.5  # the first reaches brief, the only one that counts; the third both
+    assert found["all_good_of_six"] == 0.25
+    assert found["worst_decile"] == pytest.approx(0.5)  # prompt means are .5 and .725; a tenth of two is one
+    assert found["gain_spread"] == pytest.approx(0.1125) and found["prompts_worse"] == 0.0
+    assert breadth.measure([golds((0.4, 0.4)), golds((0.4, 0.5))])["prompts_worse"] == 1.0
 
 
 def test_the_sandbox_still_shows_what_it_is_for() -> None:

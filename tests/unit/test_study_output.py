@@ -11,7 +11,13 @@ import pytest
 
 from studies.figures import PALETTE, gold_over_kl, proxy_and_gold
 from studies.rows import Row
-from studies.tables import markdown_table, matched_kl_table, replace_block
+from studies.tables import (
+    curve_over_steps_table,
+    curves_at_kl_table,
+    markdown_table,
+    matched_kl_table,
+    replace_block,
+)
 
 NAN = math.nan
 RISING, GOLD = [0.0, 4.0, 8.0], [0.5, 0.7, 0.9]
@@ -53,6 +59,18 @@ def test_matched_kl_table_by_hand() -> None:
     ]
     assert gains.splitlines()[0] == "| gold minus that of raw at | KL 2 | KL 5 | KL 10 |"
     assert gains.splitlines()[2:] == ["| log | +0.200 ± 1.271 | +0.200 ± 1.271 | - |", "| slow | - | - | - |"]
+
+
+def test_curves_at_equal_kl_and_over_steps_by_hand() -> None:
+    """KL 2 is halfway from step 0 to 1, where proxy is .65; step 2 has .95 and 1.15."""
+    arms = {"raw": shifted("raw", [0.0, 0.2])}
+    table = curves_at_kl_table(arms, 2.0, {"gold": "gold", "belief": "proxy"})
+    assert table.splitlines()[0] == "| at KL 2 | gold | belief |"
+    assert table.splitlines()[2].startswith("| raw | 0.700 ± 1.271 | 0.750 ± 1.271")
+    assert curves_at_kl_table(arms, 9.0, {"gold": "gold"}).splitlines()[2] == "| raw | never reached |"
+    table = curve_over_steps_table(arms, "proxy", (0.0, 2.0))
+    assert table.splitlines()[0] == "| proxy at | step 0 | step 2 |"
+    assert table.splitlines()[2] == "| raw | 0.650 ± 1.271 | 1.050 ± 1.271 |"
 
 
 def test_gains_say_how_many_of_the_common_seeds_they_are_of() -> None:
