@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from examples.sandbox.gold import OBJECTIVES, WEIGHTS
 
@@ -24,7 +23,7 @@ class Breadth:
 
     def __init__(self, kinds: Sequence[str], reference: Sequence[Golds], quantile: float):
         good = [[np.quantile([gold[name] for gold in golds], quantile) for name in JUDGED] for golds in reference]
-        self._good: NDArray[np.float64] = np.array(good)  # [prompts, objectives]
+        self._good = np.array(good)  # [prompts, objectives]
         self._counts = np.array([[WEIGHTS[kind][OBJECTIVES.index(name)] > 0 for name in JUDGED] for kind in kinds])
         self._start = np.array([np.mean([gold["gold"] for gold in golds]) for golds in reference])
 

@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -84,7 +84,6 @@ def test_per_objective_by_hand() -> None:
     torch.testing.assert_close(term_weights(torch.zeros(3), aggregation), torch.tensor([0.5, 0.5]))
 
 
-@settings(deadline=None)
 @given(seeds)
 def test_per_objective_is_grouped_with_a_group_each_and_no_floor(seed: int) -> None:
     scores, gate = random(seed, 5, 3), random(seed + 1, 3).softmax(-1)
@@ -92,7 +91,6 @@ def test_per_objective_is_grouped_with_a_group_each_and_no_floor(seed: int) -> N
     torch.testing.assert_close(total(scores, gate, made("per_objective")), total(scores, gate, alone))
 
 
-@settings(deadline=None)
 @given(seeds, st.floats(0.0, 0.02))
 def test_min_is_the_smallest_term_and_names_it(seed: int, eps: float) -> None:
     z, aggregation = 3 * random(seed, 6, 3), make_aggregation("min", {}, {}, 0.0, eps, NAMES)
@@ -133,7 +131,6 @@ def test_zscore_by_hand() -> None:
         group_z_scores(torch.ones(1, 2))
 
 
-@settings(deadline=None)
 @given(seeds, st.floats(0.05, 20))
 def test_zscore_forgets_scales_and_the_transform_does_not(seed: int, scale: float) -> None:
     """What a group is told by z-scores does not shrink when the objective is good already: T34 of the notes, per objective."""
@@ -145,7 +142,6 @@ def test_zscore_forgets_scales_and_the_transform_does_not(seed: int, scale: floa
     assert float(total(z + 6, torch.ones(1), lsc).std()) < 0.05 * float(total(z - 6, torch.ones(1), lsc).std())
 
 
-@settings(deadline=None)
 @given(seeds)
 def test_transformed_rewards_are_at_most_0_and_every_kind_rises_with_each_objective(seed: int) -> None:
     scores, gate = random(seed, 4, 3), random(seed + 1, 3).softmax(-1)

@@ -1,4 +1,4 @@
-"""Temperatures, by the test numbers of the transform's notes (the map: test_aggregate): T10
+"""Temperatures, by the test numbers that test_aggregate maps: T10
 test_scale_moves_the_temperature; T22 test_bad_pairs_are_refused; T25 test_planted_temperature; T26 test_antisymmetry; T27
 test_separable_pairs_stay_finite; T28 test_closed_form_band."""
 

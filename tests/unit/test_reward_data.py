@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.config import RewarderConfig
+from common.config import KINDS, RewarderConfig
 from common.config_file import BASE, load_config
 from common.data import PreferencePair, RatedResponse, to_fields, write_jsonl
 from common.types import Message
 from learner import calibration, reward_data
 from learner.reward_training import Features, flatten
 from rewarder.aggregation import Aggregation, make_aggregation
+from rewarder.model import GatedRewardModel
 from tests.integration.models import tiny_policy
 
 OBJECTIVES = ["good", "safe"]
@@ -198,3 +199,59 @@ def test_a_threshold_is_calibrated_on_which_ratings_reach_it() -> None:
     s, report = calibration._fit_term("absolute of good", values, told, 0.7)
     assert s > 0 and report.num_pairs == 3
     assert report.closed_form == pytest.approx(0.1 / 1.702, rel=1e-4)
+
+
+def rated_model(directory: Path, noise: float) -> tuple[GatedRewardModel, Features]:
+    """A reward model, and 200 prompts with 4 responses whose ratings are its own scores with noise, whose pairs go by the
+    gated score's sign."""
+    tiny_policy(directory, 0)
+    model = GatedRewardModel.from_policy(directory, OBJECTIVES, 8, 1, 1.0, 2.0, 0)
+    generator = torch.Generator().manual_seed(0)
+    model.regression_layer.weight.data.normal_(0, 0.1, generator=generator)
+    hidden = model.regression_layer.weight.shape[1]
+    prompt_of = torch.arange(200).repeat_interleave(4)
+    prompt = torch.randn(200, hidden, generator=generator)[prompt_of]
+    response = torch.randn(800, hidden, generator=generator)
+    features = Features(prompt, response, torch.empty(0, 2, dtype=torch.long), torch.empty(800, 2), prompt_of)
+    output = calibration.outputs(model, features)
+    ratings = output.scores + noise * torch.randn(800, 2, generator=generator)
+    first, second = torch.arange(0, 800, 2), torch.arange(1, 800, 2)
+    value = ((ratings * output.gate_weights).sum(-1))[:, None]
+    better = (value[first] > value[second]).flatten()
+    pairs = torch.stack([torch.where(better, first, second), torch.where(better, second, first)], 1)
+    return model, replace(features, ratings=ratings, pairs=pairs)
+
+
+def test_every_kind_is_calibrated_and_says_for_what(tmp_path: Path) -> None:
+    """Ratings are scores + Normal(0, .3): temperatures near the closed forms, .831 and .588 of .3, and in the band."""
+    model, features = rated_model(tmp_path, 0.3)
+    weights, groups = {"good": 1.0, "safe": 0.5}, {"q": ["good"], "s": ["safe"]}
+    for kind in KINDS:
+        bars = {"good": 0.1, "safe": 0.0} if kind == "absolute" else {}
+        aggregation = make_aggregation(kind, groups, weights, 0.2, 0.01, OBJECTIVES, (), bars)
+        fitted = calibration.calibrate(model, features, aggregation, None)
+        assert (fitted.kind, fitted.terms) == (kind, aggregation.calibrated_terms(OBJECTIVES))
+        assert fitted.mismatch(kind, aggregation.calibrated_terms(OBJECTIVES)) is None
+        assert calibration.warnings(fitted) == []
+        if aggregation.num_terms == 2:
+            want = 0.3 * (0.588 if kind == "absolute" else 0.831)
+            for s, report in zip(fitted.temperatures, fitted.reports, strict=True):
+                assert report.closed_form == pytest.approx(want, rel=0.1)
+                assert s == pytest.approx(want, rel=0.35)
+
+
+def test_an_objective_that_debiasing_removes_is_not_calibrated(tmp_path: Path) -> None:
+    model, features = rated_model(tmp_path, 0.3)
+    model.reward_transform_matrix.data[:, 1] = 0.0
+    alone = make_aggregation("per_objective", {}, {}, 0.0, 0.01, OBJECTIVES)
+    with pytest.raises(ValueError, match=r"aggregation.per_objective has \['safe'\], which debiasing makes 0"):
+        calibration.calibrate(model, features, alone, None)
+
+
+def test_a_temperature_that_its_ratings_contradict_is_a_warning(tmp_path: Path) -> None:
+    """Ratings whose winners are the scores' own, spread far more widely: the fit is far below the closed form."""
+    model, features = rated_model(tmp_path, 0.0)
+    stretched = replace(features, ratings=20 * features.ratings)
+    aggregation = make_aggregation("min", {}, {}, 0.0, 0.01, OBJECTIVES)
+    first, second = calibration.warnings(calibration.calibrate(model, stretched, aggregation, None))
+    assert first.startswith("calibration of good: the temperature") and "wanted: within 2x" in second
