@@ -130,7 +130,7 @@ def _wrong_verbosity(settings: AggregationConfig, names: Sequence[str], verbosit
     if verbosity not in members:
         return []
     key = {"grouped": "groups", "absolute": "thresholds", "zscore": "weights"}.get(settings.kind, "objectives")
-    given = "" if getattr(settings, key) else " (empty: all objectives)"
+    given = "" if asdict(settings)[key] else " (empty: all objectives)"
     return [
         f"aggregation.{key}{given} has {verbosity!r}, the learner.reward_model.verbosity, which debiasing makes 0 for every "
         f"response: a constant, whatever the policy does; name the others in aggregation.{key}"

@@ -70,10 +70,8 @@ class RewarderWorker:
                 f"{directory}: the reward model has no calibration, and the transform needs one; run stage "
                 "reward_model with data.ratings or data.preferences (it calibrates a given rewarder.model without training it)"
             )
-        aggregation, matrix = (
-            aggregation_of(self._settings, model.objectives),
-            model.reward_transform_matrix.detach().cpu(),
-        )
+        aggregation = aggregation_of(self._settings, model.objectives)
+        matrix = model.reward_transform_matrix.detach().cpu()
         check_live_groups(matrix, aggregation, model.objectives)
         terms = aggregation.calibrated_terms(model.objectives)
         if problem := model.info.calibration.mismatch(aggregation.kind, terms):

@@ -26,6 +26,19 @@ def test_a_good_configuration_has_a_plan_and_no_problems(check: Check) -> None:
     ]
 
 
+def test_the_plan_says_what_references_cost(check: Check) -> None:
+    sizes = ("iteration.steps=5", "learner.groups_per_step=4", "actors.responses_per_prompt=16")
+    (line,) = [
+        line for line in check(*sizes, "aggregation.canned={final_score: no}").plan if line.startswith("references")
+    ]
+    assert line == (
+        "references: 8 responses of the anchor to each of up to 20 prompts an iteration, and 1 canned scored; at most 50% more "
+        "samples than the policy's"
+    )
+    without = check("aggregation.kind=weighted_sum", "rewarder.objectives=[a]", "aggregation.weights={a: 1}")
+    assert not any(line.startswith("references") for line in without.plan)
+
+
 def test_all_problems_come_at_once(check: Check) -> None:
     (Path("prompts.jsonl")).write_text('{"prompt": "a"}\nbroken\n')
     report = check(
