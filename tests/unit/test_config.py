@@ -106,7 +106,7 @@ def test_all_problems_come_at_once() -> None:
         (("learner.reward_model.verbosity=long",), "'long', which is not in rewarder.objectives"),
         (
             (*VERBOSE, "aggregation.groups={a: [x, long]}"),
-            "aggregation.groups names 'long', which is learner.reward_model.verbosity: debiasing makes it 0",
+            "aggregation.groups has 'long', the learner.reward_model.verbosity, which debiasing makes 0",
         ),
         (("rewarder.preference=p",), "rewarder.preference is 'p', which is not in rewarder.objectives"),
         (("rewarder.programs={p: 'm:f'}",), "rewarder.programs names 'p', which is not in rewarder.objectives"),

@@ -166,6 +166,8 @@ def test_a_state_that_is_not_finite_is_named_by_its_prompt(tokenizer, monkeypatc
                 ValueError, match="hidden states of conversation 3 of 6 are not finite; its prompt is 'w1'"
             ):
                 reward_data.check_finite_rows("hidden states", tuple(wrong), sets)
+
+
 def test_an_objective_of_its_own_is_calibrated_on_nothing_else() -> None:
     """Its ratings, or the pairs that train it; preferences are not labels of one objective, so it is refused without."""
     nan = float("nan")
