@@ -27,9 +27,18 @@ def tables(arms: Arms) -> str:
     return "\n".join(
         [
             markdown_table(["pair accuracy", *arms], found),
-            "What the gate adds to the best fixed weights, and which part that is of what the gold's own weights would add:\n",
+            "What the gate adds to the best fixed weights, its part of what the gold's own weights would add, and what it "
+            "adds to a plain Bradley-Terry model:\n",
             markdown_table(
-                ["arm", "gated minus fixed", "oracle minus fixed", "of the gap", "shuffled minus fixed"], gains
+                [
+                    "arm",
+                    "gated minus fixed",
+                    "oracle minus fixed",
+                    "of the gap",
+                    "shuffled minus fixed",
+                    "gated minus bradley_terry",
+                ],
+                gains,
             ),
             "Held-out R2 of each objective's score against its gold program:\n",
             markdown_table(["objective", *gated], fits),
@@ -63,7 +72,8 @@ def _gain(rows: Sequence[Row]) -> list[str]:
     fixed = _by_seed(rows, "fixed")
     gated, oracle, shuffled = (paired_interval(_by_seed(rows, r), fixed) for r in ("gated", "oracle", "shuffled"))
     shown = [interval.format(signed=True) for interval in (gated, oracle)]
-    return [*shown, f"{gated.mean / oracle.mean:.0%}", shuffled.format(signed=True)]
+    plain = paired_interval(_by_seed(rows, "gated"), _by_seed(rows, "bradley_terry"))
+    return [*shown, f"{gated.mean / oracle.mean:.0%}", shuffled.format(signed=True), plain.format(signed=True)]
 
 
 def _by_seed(rows: Sequence[Row], rule: str) -> dict[int, float]:
