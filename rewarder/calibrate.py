@@ -228,6 +228,5 @@ def affine_warning(z: Tensor) -> str | None:
         return None
     return (
         f"log-sigmoid is affine over the centred scores (R2 {r2:.4f}, slope {slope:.3f}, sd {spread:.3g}, "
-        f"mean {float(z.mean()):.3g}): the transform only rescales the reward; want sd of about 1 around 0; "
-        "refit the temperatures on pairs sampled from the policy"
+        f"mean {float(z.mean()):.3g}; wanted: sd of about 1 around 0), so that it only rescales them (docs/reward.md)"
     )
