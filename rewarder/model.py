@@ -14,7 +14,8 @@ Source: Wang et al. 2406.12845 and the released checkpoint RLHFlow/ArmoRM-Llama3
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers.utils import logging
 
 from rewarder import layout
 from rewarder.layout import CheckpointError, HeadSizes, RewardModelInfo
@@ -131,9 +133,14 @@ class GatedRewardModel(nn.Module):
         identity.
 
         gate_layers hidden layers; initial_scale is the gate's sum at the start. rm_version is 0, calibration None."""
-        backbone, report = AutoModel.from_pretrained(
-            str(model_dir), dtype=_dtype(dtype), revision=revision, trust_remote_code=False, output_loading_info=True
-        )
+        with _without_load_report():
+            backbone, report = AutoModel.from_pretrained(
+                str(model_dir),
+                dtype=_dtype(dtype),
+                revision=revision,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
         if report["missing_keys"]:
             raise CheckpointError(f"{model_dir}: decoder weights {sorted(report['missing_keys'])} are missing")
         sizes = HeadSizes(backbone.config.hidden_size, len(objectives), gate_hidden, gate_layers, gate_temperature)
@@ -176,6 +183,17 @@ def check_positions(attention_mask: Tensor, prompt_end: Tensor, response_end: Te
         where = f"prompt_end {int(prompt_end[row])}, response_end {int(response_end[row])}, {int(lengths[row])} tokens"
         side = "" if bool(right_padded[row]) else ", not padded on the right"
         raise ValueError(f"row {row}: {where}{side}; want 0 <= prompt_end < response_end < tokens, padded on the right")
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """transformers prints which tensors a model leaves out (here: the head that is not the decoder's), as if it were wrong."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _dtype(name: str) -> torch.dtype:
