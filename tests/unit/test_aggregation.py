@@ -229,15 +229,8 @@ def test_settings_that_undo_or_invert_the_transform_are_refused_with_the_reason(
 
 def test_a_penalty_may_be_larger_where_nothing_is_floored() -> None:
     for kind in UNTRANSFORMED:
-        load_config(
-            BASE,
-            [
-                f"aggregation.kind={kind}",
-                "aggregation.weights={a: 1}",
-                f"rewarder.objectives={NAMES}",
-                "rewarder.truncation_penalty=-9",
-            ],
-        )
+        given = [f"aggregation.kind={kind}", "aggregation.weights={a: 1}", f"rewarder.objectives={NAMES}"]
+        assert load_config(BASE, [*given, "rewarder.truncation_penalty=-9"]).rewarder.truncation_penalty == -9
 
 
 @pytest.mark.parametrize(
