@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import settings
 
 from common.config_file import BASE, load_config
 from driver import preflight
@@ -17,9 +16,6 @@ from driver.preflight import Report
 from learner.engine import init_single_rank
 from tests.unit.preflights import GOOD, ITERATE, Check, make_model, make_reward_model
 from tests.unit.reward_models import make_models
-
-settings.register_profile("no deadline", deadline=None)  # a shared machine's wall clock says nothing of the code
-settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="module")
