@@ -273,10 +273,7 @@ class Config:
 KINDS = ("final_score", "grouped", "per_objective", "min", "absolute", "weighted_sum", "zscore")
 SINGLE = ("per_objective", "min", "absolute", "zscore")  # one objective a term
 UNTRANSFORMED = ("weighted_sum", "zscore")  # no log-sigmoid: a term is a logit or a z-score, of either sign
-UNCENTRED = (
-    *UNTRANSFORMED,
-    "absolute",
-)  # no r_ref: the group's baseline cancels a constant, or thresholds stand in for it
+UNCENTRED = (*UNTRANSFORMED, "absolute")  # no r_ref: the baseline cancels a constant, or thresholds stand in for it
 GATELESS = (*UNTRANSFORMED, "min")
 
 

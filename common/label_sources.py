@@ -66,6 +66,20 @@ def held_out_alone(ratings: Sequence[RatedResponse], held_out_fraction: float) -
     return []
 
 
+def untrained_heads(
+    objectives: Sequence[str],
+    ratings: Sequence[RatedResponse],
+    programs: Collection[str],
+    preference: str | None,
+    num_pairs: int,
+    held_out_fraction: float,
+) -> list[str]:
+    """Why labels leave heads of a new reward model without training: a line an objective without one source of labels, else
+    one for those with ratings of held-out prompts alone."""
+    found = wrong_sources(objectives, rated_objectives(ratings), programs, preference, num_pairs)
+    return found or held_out_alone(ratings, held_out_fraction)
+
+
 def unknown_objectives(ratings: Iterable[RatedResponse], objectives: Sequence[str]) -> list[str]:
     """A line naming what is rated and is no objective of the reward model."""
     if unknown := sorted(rated_objectives(ratings) - set(objectives)):

@@ -12,12 +12,10 @@ from common.config import Config
 from common.data import PreferencePair, RatedResponse, read_pairs, read_ratings
 from common.label_sources import (
     ProgramError,
-    held_out_alone,
     load_programs,
     rate,
-    rated_objectives,
     unknown_objectives,
-    wrong_sources,
+    untrained_heads,
 )
 from driver.findings import Findings
 from driver.inputs import is_small, read_rows
@@ -58,10 +56,9 @@ def _check_sources(
     if rewarder.model or not rewarder.objectives:
         return
     if all(is_small(source) for source in (data.preferences, data.ratings) if source):
-        problems = wrong_sources(
-            rewarder.objectives, rated_objectives(ratings), rewarder.programs, rewarder.preference, len(pairs)
-        )
-        findings.problems.extend(problems or held_out_alone(ratings, config.learner.reward_model.held_out_fraction))
+        sources = ratings, rewarder.programs, rewarder.preference, len(pairs)
+        fraction = config.learner.reward_model.held_out_fraction
+        findings.problems.extend(untrained_heads(rewarder.objectives, *sources, fraction))
 
 
 def _try_programs(

@@ -20,12 +20,10 @@ from common.data import PreferencePair, RatedResponse, read_pairs, read_ratings
 from common.label_sources import (
     NO_PROGRAMS,
     Program,
-    held_out_alone,
     load_programs,
     rate,
-    rated_objectives,
     unknown_objectives,
-    wrong_sources,
+    untrained_heads,
 )
 from common.sources import short
 from common.split import is_held_out, prompt_key
@@ -57,9 +55,8 @@ def read_sides(
     ValueError where a model that is to be trained (no rewarder.model) has an objective without a source of labels, or with
     ratings of held-out prompts alone."""
     rated, paired = read_ratings(ratings) if ratings else [], read_pairs(pairs) if pairs else []
-    sources = rated_objectives(rated), rewarder.programs, rewarder.preference, len(paired)
-    problems = wrong_sources(objectives, *sources) or held_out_alone(rated, held_out_fraction)
-    if rewarder.model is None and problems:
+    sources = rated, rewarder.programs, rewarder.preference, len(paired)
+    if rewarder.model is None and (problems := untrained_heads(objectives, *sources, held_out_fraction)):
         raise ValueError("\n".join(problems))
     programs = load_programs(rewarder.programs)
     return split(prompt_sets(rated, paired, objectives, tokenizer, rewarder.max_tokens, programs), held_out_fraction)
