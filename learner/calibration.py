@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from common.config import SINGLE, RewarderConfig
 from learner.reward_training import Features
-from rewarder.aggregate import combine, debias
+from rewarder.aggregate import combine, debias, inside_group
 from rewarder.aggregation import Aggregation, check_live_groups
 from rewarder.calibrate import (
     Calibration,
@@ -27,7 +26,6 @@ from rewarder.calibrate import (
     calibration_warnings,
     closed_form_temperature,
     fit_temperature,
-    threshold_temperature,
 )
 from rewarder.model import GatedRewardModel, RewardOutput
 
@@ -44,12 +42,19 @@ def outputs(model: GatedRewardModel, features: Features) -> RewardOutput:
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """What one term is fitted on: pairs [P, 2] with labels [P] in {0, .5, 1} (the first is better), and the ratings'
-    differences [P] where ratings made them. With a threshold, responses [P] with labels [P] (the rating reaches it) and their
-    ratings instead."""
+class Predicted:
+    """Debiased scores and gates of all conversations [N, K]."""
 
-    rows: Tensor
+    debiased: Tensor
+    gate: Tensor
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What one term is fitted on: differences [P] between the term's values of two responses (or of one and the threshold),
+    labels [P] in {0, .5, 1} (the first is better, the threshold is reached), and where ratings made the labels theirs [P]."""
+
+    differences: Tensor
     labels: Tensor
     rated: Tensor | None = None
 
@@ -60,18 +65,13 @@ def calibrate(
     """One temperature per term, fitted on held-out conversations; `preference` is the column that pairs train, where
     there is one. Raises ValueError where a term orders its labelled pairs no better than chance (then no temperature makes
     it a probability), has no labels of its own, or is constant."""
-    output = outputs(model, features)
     matrix = model.reward_transform_matrix
     check_live_groups(matrix.detach(), aggregation, model.objectives)
-    combined = combine(debias(output.scores, matrix), output.gate_weights, aggregation).cpu()
+    output = outputs(model, features)
+    predicted = Predicted(debias(output.scores, matrix).cpu(), output.gate_weights.cpu())
     terms = aggregation.calibrated_terms(model.objectives)
     fitted = [
-        _fit_term(
-            _describe(model, aggregation, m),
-            combined[:, m],
-            _labels(features, aggregation, m, preference, terms[m]),
-            aggregation.thresholds[m] if aggregation.thresholds else None,
-        )
+        _fit_term(_describe(model, aggregation, m), _labels(predicted, features, aggregation, m, preference, terms[m]))
         for m in range(aggregation.num_terms)
     ]
     return Calibration(tuple(s for s, _ in fitted), tuple(report for _, report in fitted), aggregation.kind, terms)
@@ -87,15 +87,15 @@ def warnings(calibration: Calibration) -> list[str]:
 
 
 def _labels(
-    features: Features, aggregation: Aggregation, term: int, preference: int | None, name: str = ""
+    predicted: Predicted, features: Features, aggregation: Aggregation, term: int, preference: int | None, name: str
 ) -> Labelled:
     """The labels of one term: the ratings of its objectives where there are any, and none of them is what the pairs
-    themselves say."""
+    themselves say. `name` is for errors."""
     if aggregation.kind == "absolute":
-        return _reached(features, aggregation.group_indices[term][0], aggregation.thresholds[term], name)
+        return _reached(predicted, features, aggregation.group_indices[term][0], aggregation.thresholds[term], name)
     if aggregation.group_indices and preference not in aggregation.group_indices[term]:
-        labelled = _rated_pairs(features, list(aggregation.group_indices[term]))
-        if len(labelled.rows):
+        labelled = _rated_pairs(predicted, features, list(aggregation.group_indices[term]))
+        if len(labelled.labels):
             return labelled
         if aggregation.kind in SINGLE:
             raise ValueError(
@@ -103,34 +103,39 @@ def _labels(
                 "labels of one objective; rate it (data.ratings, rewarder.programs), leave it out of the aggregation, or use "
                 "aggregation.kind grouped or final_score"
             )
-    return Labelled(features.pairs, torch.ones(len(features.pairs)))
+    value = combine(predicted.debiased, predicted.gate, aggregation)[:, term]
+    return Labelled(value[features.pairs[:, 0]] - value[features.pairs[:, 1]], torch.ones(len(features.pairs)))
 
 
-def _rated_pairs(features: Features, columns: list[int]) -> Labelled:
-    """All pairs of responses to one prompt with a rating of the same objective on both sides: the better mean wins."""
-    pairs, gaps = [], []
-    for prompt in range(int(features.prompt_of.max()) + 1):
-        rows = torch.nonzero(features.prompt_of == prompt).flatten().tolist()
-        for a, b in combinations(rows, 2):
-            gap = (features.ratings[a, columns] - features.ratings[b, columns]).nanmean()
-            if torch.isfinite(gap):
-                pairs.append((a, b))
-                gaps.append(float(gap))
-    rated = torch.tensor(gaps)
-    return Labelled(torch.tensor(pairs, dtype=torch.long).reshape(-1, 2), 0.5 * (1.0 + torch.sign(rated)), rated)
+def _rated_pairs(predicted: Predicted, features: Features, columns: list[int]) -> Labelled:
+    """All pairs of responses to one prompt with a rating of the same objective on both sides: the better mean wins.
+
+    Scores and ratings are compared over the same objectives with the same weights: those that are rated on both sides, by
+    the gate. A mean of all scores against a mean of some ratings would take what is not rated for noise, and the more so
+    the fewer are rated: in the sandbox, where two of five are, the temperature came out three times too large."""
+    same = [torch.nonzero(features.prompt_of == p).flatten() for p in features.prompt_of.unique()]
+    pairs = torch.cat([torch.combinations(rows) for rows in same])
+    first, second = pairs[:, 0, None], pairs[:, 1, None]
+    gaps = features.ratings[first, columns] - features.ratings[second, columns]
+    both = gaps.isfinite()
+    weights = inside_group(predicted.gate[first, columns], both)
+    rated = (weights * gaps.nan_to_num(0.0)).sum(-1)
+    differences = (weights * (predicted.debiased[first, columns] - predicted.debiased[second, columns])).sum(-1)
+    some = both.any(-1)
+    return Labelled(differences[some], 0.5 * (1.0 + torch.sign(rated[some])), rated[some])
 
 
-def _reached(features: Features, column: int, threshold: float, name: str) -> Labelled:
+def _reached(predicted: Predicted, features: Features, column: int, threshold: float, name: str) -> Labelled:
     """Every rated response: does its rating reach the threshold?"""
-    known = torch.nonzero(features.ratings[:, column].isfinite()).flatten()
-    ratings = features.ratings[known, column]
-    share = float((ratings >= threshold).float().mean()) if len(known) else 0.0
+    known = features.ratings[:, column].isfinite()
+    above = features.ratings[known, column] - threshold
+    share = float((above >= 0).float().mean()) if len(above) else 0.0
     if not 0 < share < 1:
         raise ValueError(
-            f"calibration of {name}: {share:.0%} of {len(known)} held-out ratings reach the threshold {threshold:g}; give "
+            f"calibration of {name}: {share:.0%} of {len(above)} held-out ratings reach the threshold {threshold:g}; give "
             "ratings, and in aggregation.thresholds a number that some reach and some do not"
         )
-    return Labelled(known, (ratings >= threshold).float(), ratings)
+    return Labelled(predicted.debiased[known, column] - threshold, (above >= 0).float(), above)
 
 
 def _describe(model: GatedRewardModel, aggregation: Aggregation, term: int) -> str:
@@ -141,22 +146,14 @@ def _describe(model: GatedRewardModel, aggregation: Aggregation, term: int) -> s
     return f"{aggregation.kind} of {', '.join(names)}"
 
 
-def _fit_term(
-    what: str, values: Tensor, labelled: Labelled, threshold: float | None = None
-) -> tuple[float, CalibrationReport]:
-    rows, labels = labelled.rows, labelled.labels
-    differences = values[rows[:, 0]] - values[rows[:, 1]] if threshold is None else values[rows] - threshold
+def _fit_term(what: str, labelled: Labelled) -> tuple[float, CalibrationReport]:
+    differences, labels = labelled.differences, labelled.labels
     half = len(differences) // 2  # fitted on one half, reported on the other
     try:
         temperature = fit_temperature(differences[:half], labels[:half])
         report = calibration_report(differences[half:], labels[half:], temperature)
-        if labelled.rated is None:
-            return temperature, report
-        closed = (
-            closed_form_temperature(differences, labelled.rated)
-            if threshold is None
-            else threshold_temperature(values[rows], labelled.rated)
-        )
-        return temperature, replace(report, closed_form=closed)
     except ValueError as error:  # which of the terms is what the user must know
         raise ValueError(f"calibration of the term {what}: {error}") from error
+    if labelled.rated is None:
+        return temperature, report
+    return temperature, replace(report, closed_form=closed_form_temperature(differences, labelled.rated))

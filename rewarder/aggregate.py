@@ -54,11 +54,13 @@ def debias(scores: Tensor, matrix: Tensor) -> Tensor:
     return scores @ matrix.to(scores.dtype)
 
 
-def _inside_group(gate: Tensor) -> Tensor:
-    """Gate of one group's members [..., k], already as shares of the whole gate -> weights that sum to 1 [..., k]."""
+def inside_group(gate: Tensor, among: Tensor | None = None) -> Tensor:
+    """Gate of one group's members [..., k], already as shares of the whole gate -> weights that sum to 1 [..., k]. With
+    `among` [..., k] the members where it is False weigh 0; where no member is among them, all do."""
+    among = torch.ones_like(gate, dtype=torch.bool) if among is None else among
+    gate, count = gate * among, among.sum(-1, keepdim=True).clamp_min(1)
     mass = gate.sum(-1, keepdim=True)
-    uniform = torch.full_like(gate, 1 / gate.shape[-1])
-    return torch.where(mass > SMALLEST_SHARE, gate / mass.clamp_min(SMALLEST_SHARE), uniform)
+    return torch.where(mass > SMALLEST_SHARE, gate / mass.clamp_min(SMALLEST_SHARE), among.to(gate.dtype) / count)
 
 
 def _shares(gate: Tensor) -> Tensor:
@@ -81,7 +83,7 @@ def combine(debiased: Tensor, gate: Tensor, aggregation: Aggregation) -> Tensor:
         return debiased[..., [k for (k,) in aggregation.group_indices]]
     shares = _shares(gate)
     columns = [list(group) for group in aggregation.group_indices]
-    return torch.stack([(debiased[..., k] * _inside_group(shares[..., k])).sum(-1) for k in columns], dim=-1)
+    return torch.stack([(debiased[..., k] * inside_group(shares[..., k])).sum(-1) for k in columns], dim=-1)
 
 
 def _weighted_sum(debiased: Tensor, weights: Sequence[float]) -> Tensor:
@@ -112,9 +114,9 @@ def term_weights(gate: Tensor, aggregation: Aggregation) -> Tensor:
     shares = _shares(gate)
     masses = torch.stack([shares[..., list(group)].sum(-1) for group in aggregation.group_indices], dim=-1)
     if aggregation.kind != "grouped":
-        return _inside_group(masses)
+        return inside_group(masses)
     floor = aggregation.weight_floor
-    return floor + (1 - aggregation.num_terms * floor) * _inside_group(masses)
+    return floor + (1 - aggregation.num_terms * floor) * inside_group(masses)
 
 
 def binding_weights(z: Tensor) -> Tensor:

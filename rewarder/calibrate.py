@@ -171,25 +171,11 @@ def _calibration_error(z: Tensor, y: Tensor) -> float:
     return float(gap.abs().sum()) / z.numel()
 
 
-def regression_temperature(residual_sd: float) -> float:
-    """s = sqrt(2) sd / 1.702 = .831 sd for ratings = score + Normal(0, sd): first guess, and a band for a fit (within
-    2x)."""
-    if not residual_sd > 0:
-        raise ValueError(f"residual_sd is {residual_sd}; want > 0, in score units")
-    return math.sqrt(2) / PROBIT_TO_LOGIT * residual_sd
-
-
 def closed_form_temperature(differences: Tensor, rated: Tensor) -> float | None:
-    """The temperature of pairs by the spread of what is rated around what is predicted: differences [N] of scores, rated [N]
-    differences of the ratings of the same pairs. Each side's error is Normal, so the winner is a probit in the difference;
-    independent of the fit, which sees only who won. None where the ratings are the scores."""
+    """The temperature by the spread of what is rated around what is predicted: [N] differences of scores (or of scores and a
+    threshold), [N] the same of ratings. rated = difference + Normal(0, sd), so its sign is a probit in the difference and
+    s = sd / 1.702; independent of the fit, which sees only the signs. None where the ratings are the scores."""
     error = float((rated - differences).detach().double().square().mean().sqrt())
-    return regression_temperature(error / math.sqrt(2)) if error > 0 else None
-
-
-def threshold_temperature(scores: Tensor, ratings: Tensor) -> float | None:
-    """The same for P(rating >= threshold) by one score, [N] each: s = sd / 1.702."""
-    error = float((ratings - scores).detach().double().square().mean().sqrt())
     return error / PROBIT_TO_LOGIT if error > 0 else None
 
 

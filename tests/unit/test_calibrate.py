@@ -21,7 +21,6 @@ from rewarder.calibrate import (
     calibration_warnings,
     closed_form_temperature,
     fit_temperature,
-    regression_temperature,
 )
 
 
@@ -98,12 +97,14 @@ def test_bad_pairs_are_refused(d: list[float], y: list[float], message: str) -> 
 
 @pytest.mark.parametrize(("sd", "simulated"), [(0.1, 0.080), (0.2, 0.166), (0.4, 0.347)])
 def test_closed_form_band(sd: float, simulated: float) -> None:
+    """Each response's rating is its score + Normal(0, sd): s = sqrt(2) sd / 1.702, and a fit on who won is near it."""
     generator = torch.Generator().manual_seed(0)
     d = 0.6 * torch.randn(40_000, generator=generator)
-    y = (d + math.sqrt(2) * sd * torch.randn(40_000, generator=generator) > 0).float()
-    closed = regression_temperature(sd)
-    assert closed == pytest.approx(0.831 * sd, rel=1e-3) and closed == pytest.approx(simulated, rel=0.06)
-    assert 0.5 < fit_temperature(d, y) / closed < 2
+    rated = d + math.sqrt(2) * sd * torch.randn(40_000, generator=generator)
+    closed = closed_form_temperature(d, rated)
+    assert closed is not None and closed == pytest.approx(0.831 * sd, rel=0.02)
+    assert closed == pytest.approx(simulated, rel=0.06)
+    assert 0.5 < fit_temperature(d, (rated > 0).float()) / closed < 2
 
 
 def test_report_by_hand_and_gates() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from common.config import KINDS, RewarderConfig
 from common.config_file import BASE, load_config
@@ -117,39 +116,54 @@ def test_a_conversation_and_its_continuation_fall_on_the_same_side(tokenizer) ->
     assert training and unseen and not training & unseen
 
 
-def labels_of(features: Features, aggregation: Aggregation, term: int, preference: int | None) -> tuple[Tensor, Tensor]:
-    found = calibration._labels(features, aggregation, term, preference)
-    return found.rows, found.labels
+def labels_of(features: Features, aggregation: Aggregation, term: int, preference: int | None) -> calibration.Labelled:
+    """Where objective k of conversation n scores n + 10 k, at a gate of 3 to 1."""
+    n = len(features.ratings)
+    scores = torch.arange(n)[:, None] + 10.0 * torch.arange(2)
+    predicted = calibration.Predicted(scores, torch.tensor([0.75, 0.25]).expand(n, 2))
+    return calibration._labels(predicted, features, aggregation, term, preference, OBJECTIVES[term])
+
+
+def rated(ratings: list[list[float]], prompt_of: list[int], pairs: list[list[int]]) -> Features:
+    n = len(ratings)
+    of, compared = torch.tensor(prompt_of), torch.tensor(pairs).reshape(-1, 2)
+    return Features(torch.zeros(n, 2), torch.zeros(n, 2), compared, torch.tensor(ratings), of)
 
 
 def test_a_term_that_cannot_be_calibrated_is_named() -> None:
-    pairs, backwards = torch.tensor([[0, 1]] * 4), torch.tensor([0.0, 1.0])
+    backwards = calibration.Labelled(-torch.ones(4), torch.ones(4))
     with pytest.raises(ValueError, match="calibration of the term grouped of good: the scores order 2 pairs no better"):
-        calibration._fit_term("grouped of good", backwards, calibration.Labelled(pairs, torch.ones(4)))
+        calibration._fit_term("grouped of good", backwards)
 
 
 def test_each_group_is_calibrated_on_its_own_ratings() -> None:
     nan = float("nan")
-    features = Features(
-        prompt=torch.zeros(4, 2),
-        response=torch.zeros(4, 2),
-        pairs=torch.tensor([[0, 1]]),
-        ratings=torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.2, nan], [0.9, nan]]),
-        prompt_of=torch.tensor([0, 0, 1, 1]),
-    )
+    features = rated([[1.0, 0.0], [0.0, 0.0], [0.2, nan], [0.9, nan]], [0, 0, 1, 1], [[0, 2]])
     grouped = make_aggregation("grouped", {"q": ["good"], "s": ["safe"]}, {}, 0.1, 0.01, OBJECTIVES)
-    pairs, labels = labels_of(features, grouped, 0, None)
-    assert pairs.tolist() == [[0, 1], [2, 3]] and labels.tolist() == [1.0, 0.0]
-    pairs, labels = labels_of(features, grouped, 1, 0)
-    assert pairs.tolist() == [[0, 1]] and labels.tolist() == [0.5]
-    pairs, labels = labels_of(features, grouped, 0, 0)  # what pairs train is calibrated on them
-    assert pairs.tolist() == [[0, 1]] and labels.tolist() == [1.0]
+    found = labels_of(features, grouped, 0, None)
+    assert found.differences.tolist() == [-1.0, -1.0] and found.labels.tolist() == [1.0, 0.0]
+    found = labels_of(features, grouped, 1, 0)
+    assert found.differences.tolist() == [-1.0] and found.labels.tolist() == [0.5]
+    found = labels_of(features, grouped, 0, 0)  # what pairs train is calibrated on them
+    assert found.differences.tolist() == [-2.0] and found.labels.tolist() == [1.0]
     unrated = replace(features, ratings=torch.full((4, 2), nan))  # and so is what nothing rates
-    assert [labels_of(unrated, grouped, m, None)[0].tolist() for m in (0, 1)] == [[[0, 1]], [[0, 1]]]
+    assert [labels_of(unrated, grouped, m, None).differences.tolist() for m in (0, 1)] == [[-2.0], [-2.0]]
     for kind in ("final_score", "weighted_sum"):
         one_score = make_aggregation(kind, {}, {"safe": 1.0}, 0.1, 0.01, OBJECTIVES)
-        pairs, labels = labels_of(features, one_score, 0, None)
-        assert pairs.tolist() == [[0, 1]] and labels.tolist() == [1.0]
+        found = labels_of(features, one_score, 0, None)
+        assert found.differences.tolist() == [-2.0] and found.labels.tolist() == [1.0]
+
+
+def test_scores_and_ratings_are_compared_over_the_same_objectives() -> None:
+    """Both rated: by the gate, 3 to 1. One rated: that one on both sides. Of two prompts: never."""
+    nan = float("nan")
+    both = make_aggregation("grouped", {"all": ["good", "safe"]}, {}, 0.1, 0.01, OBJECTIVES)
+    features = rated([[1.0, 0.0], [0.4, 1.0], [nan, 0.3], [0.5, nan]], [0, 0, 0, 1], [])
+    found = labels_of(features, both, 0, None)
+    torch.testing.assert_close(found.differences, torch.tensor([-1.0, -2.0, -1.0]))
+    assert found.rated is not None
+    torch.testing.assert_close(found.rated, torch.tensor([0.75 * 0.6 - 0.25, -0.3, 0.7]))
+    assert found.labels.tolist() == [1.0, 0.0, 1.0]
 
 
 def test_a_state_that_is_not_finite_is_named_by_its_prompt(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,34 +185,31 @@ def test_a_state_that_is_not_finite_is_named_by_its_prompt(tokenizer, monkeypatc
 def test_an_objective_of_its_own_is_calibrated_on_nothing_else() -> None:
     """Its ratings, or the pairs that train it; preferences are not labels of one objective, so it is refused without."""
     nan = float("nan")
-    ratings = torch.tensor([[1.0, nan], [0.0, nan], [0.2, nan], [0.9, nan]])
-    features = Features(
-        torch.zeros(4, 2), torch.zeros(4, 2), torch.tensor([[0, 1]]), ratings, torch.tensor([0, 0, 1, 1])
-    )
+    features = rated([[1.0, nan], [0.0, nan], [0.2, nan], [0.9, nan]], [0, 0, 1, 1], [[0, 1]])
     for kind in ("per_objective", "min", "zscore"):
         own = make_aggregation(kind, {}, {"good": 1.0, "safe": 1.0}, 0.0, 0.01, OBJECTIVES)
-        found = calibration._labels(features, own, 0, None, "good")
-        assert (found.rows.tolist(), found.labels.tolist()) == ([[0, 1], [2, 3]], [1.0, 0.0])
+        found = labels_of(features, own, 0, None)
         assert found.rated is not None
         torch.testing.assert_close(found.rated, torch.tensor([1.0, -0.7]))
+        assert (found.differences.tolist(), found.labels.tolist()) == ([-1.0, -1.0], [1.0, 0.0])
         with pytest.raises(ValueError, match="calibration of safe: nothing rates two responses .* preferences are not"):
-            calibration._labels(features, own, 1, None, "safe")
-        pairs, labels = labels_of(features, own, 1, 1)
-        assert (pairs.tolist(), labels.tolist()) == ([[0, 1]], [1.0])
+            labels_of(features, own, 1, None)
+        found = labels_of(features, own, 1, 1)
+        assert (found.differences.tolist(), found.labels.tolist()) == ([-1.0], [1.0])
 
 
 def test_a_threshold_is_calibrated_on_which_ratings_reach_it() -> None:
     nan = float("nan")
-    ratings = torch.tensor([[1.0, 0.1], [0.7, 0.2], [0.2, nan], [nan, 0.3]])
-    features = Features(torch.zeros(4, 2), torch.zeros(4, 2), torch.empty(0, 2), ratings, torch.tensor([0, 0, 1, 1]))
+    features = rated([[1.0, 0.1], [0.7, 0.2], [0.2, nan], [nan, 0.3]], [0, 0, 1, 1], [])
     bars = make_aggregation("absolute", {}, {}, 0.0, 0.01, OBJECTIVES, (), {"good": 0.7, "safe": 0.5})
-    rows, labels = labels_of(features, bars, 0, None)
-    assert (rows.tolist(), labels.tolist()) == ([0, 1, 2], [1.0, 1.0, 0.0])
-    with pytest.raises(ValueError, match=r"0% of 3 held-out ratings reach the threshold 0\.5"):
+    found = labels_of(features, bars, 0, None)
+    assert found.labels.tolist() == [1.0, 1.0, 0.0] and found.rated is not None
+    torch.testing.assert_close(found.differences, torch.tensor([0.0, 1.0, 2.0]) - 0.7)
+    torch.testing.assert_close(found.rated, torch.tensor([0.3, 0.0, -0.5]))
+    with pytest.raises(ValueError, match=r"calibration of safe: 0% of 3 held-out ratings reach the threshold 0\.5"):
         labels_of(features, bars, 1, None)
-    values = torch.tensor([0.9, 0.8, 0.1, 0.6, 0.75, 0.3])
-    told = calibration.Labelled(torch.arange(6), (values > 0.7).float(), values + 0.1)
-    s, report = calibration._fit_term("absolute of good", values, told, 0.7)
+    above = torch.tensor([0.2, 0.1, -0.6, -0.1, 0.05, -0.4])
+    s, report = calibration._fit_term("absolute of good", calibration.Labelled(above, (above > 0).float(), above + 0.1))
     assert s > 0 and report.num_pairs == 3
     assert report.closed_form == pytest.approx(0.1 / 1.702, rel=1e-4)
 
@@ -240,6 +251,17 @@ def test_every_kind_is_calibrated_and_says_for_what(tmp_path: Path) -> None:
             for s, report in zip(fitted.temperatures, fitted.reports, strict=True):
                 assert report.closed_form == pytest.approx(want, rel=0.1)
                 assert s == pytest.approx(want, rel=0.35)
+
+
+def test_missing_ratings_do_not_move_a_groups_temperature(tmp_path: Path) -> None:
+    """Ratings = scores + Normal(0, .3), all there or a third of them: what is not rated is no noise."""
+    model, features = rated_model(tmp_path, 0.3)
+    some = torch.rand(800, 2, generator=torch.Generator().manual_seed(1)) < 1 / 3
+    sparse = replace(features, ratings=features.ratings.where(some, torch.nan))
+    group = make_aggregation("grouped", {"all": OBJECTIVES}, {}, 0.2, 0.01, OBJECTIVES)
+    (full,), (fitted,) = (calibration.calibrate(model, f, group, None).temperatures for f in (features, sparse))
+    assert full < fitted < 1.6 * full  # the mean of two has less noise than one, by sqrt(2) where they weigh the same
+    assert fitted == pytest.approx(0.831 * 0.3, rel=0.35)
 
 
 def test_an_objective_that_debiasing_removes_is_not_calibrated(tmp_path: Path) -> None:
