@@ -113,6 +113,36 @@ class SftConfig:
 
 
 @dataclass(frozen=True)
+class DenoisingConfig:
+    keep: list[float]
+    flip: float
+    smoothing: float
+    smooth: str
+    targets: str
+    margin: float
+    margin_cap: float
+
+    @property
+    def is_neutral(self) -> bool:
+        return not self.needs_strength and not self.smoothing
+
+    @property
+    def needs_strength(self) -> bool:
+        """Whether it asks how strong each pair is."""
+        reads = self.flip > 0 or self.margin > 0 or self.targets == "ensemble" or list(self.keep) != [0.0, 1.0]
+        return reads or (self.smoothing > 0 and self.smooth == "negative")
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    kind: str
+    weight: float
+    temperature: float
+    dropout: float
+    prototypes: int
+
+
+@dataclass(frozen=True)
 class RewardTrainingConfig:
     stage_1: str
     feature_cache: str | None
@@ -130,6 +160,8 @@ class RewardTrainingConfig:
     held_out_fraction: float
     verbosity: str | None
     baseline: bool
+    denoising: DenoisingConfig
+    contrastive: ContrastiveConfig
 
 
 @dataclass(frozen=True)

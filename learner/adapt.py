@@ -22,17 +22,16 @@ from learner import calibration, held_out
 from learner.evidence import Decision, Evidence, Rules, Standing, decide
 from learner.lora import add_lora, merge_lora
 from learner.progress import Report
-from learner.reward_data import PromptSet
+from learner.reward_data import PromptSet, flatten
 from learner.reward_training import (
     Features,
     descend_gate,
     extract_features,
-    flatten,
     gate_loss,
     gated_score,
-    stage_1_losses,
 )
 from learner.schedule import cosine
+from learner.stage_1 import stage_1_losses
 from rewarder.aggregation import Aggregation
 from rewarder.calibrate import fit_temperature
 from rewarder.model import GatedRewardModel
@@ -179,14 +178,15 @@ def accumulate(
     scale: float,
     micro_batch_tokens: int,
 ) -> float:
-    """Adds the gradient of weight * stage 1's loss (reward_training.stage_1_losses), means over the sets, in micro-batches of
+    """Adds the gradient of weight * stage 1's loss (stage_1.stage_1_losses), means over the sets, in micro-batches of
     whole prompts; returns the Bradley-Terry part of the gated score."""
     num_pairs = max(1, sum(len(prompt.pairs) for prompt in sets))
     known = torch.from_numpy(sum(np.isfinite(prompt.ratings).sum(0) for prompt in sets)).to(model.device)
     total = 0.0
     for indices in batches([sum(len(c.ids) for c in prompt.conversations) for prompt in sets], micro_batch_tokens):
-        rendered, ratings, pairs, _ = flatten([sets[i] for i in indices])
-        output, labels = model(*collate(rendered, model.device)), (ratings.to(model.device), pairs.to(model.device))
+        rendered, ratings, pairs, pair_labels, _ = flatten([sets[i] for i in indices])
+        labels = ratings.to(model.device), pairs.to(model.device), pair_labels.to(model.device)
+        output = model(*collate(rendered, model.device))
         losses = stage_1_losses(output, model.reward_transform_matrix, *labels, known, num_pairs, column, scale)
         (weight * (regression_weight * losses[0] + losses[1] + losses[2])).backward()
         total += losses[1].item()

@@ -36,10 +36,10 @@ def paired(sets: Sequence[PromptSet]) -> list[PromptSet]:
 
 
 def _paired(prompt: PromptSet) -> PromptSet:
-    kept = sorted({index for pair in prompt.pairs for index in pair})
+    kept = sorted({index for pair in prompt.pairs for index in (pair.chosen, pair.rejected)})
     place = {old: new for new, old in enumerate(kept)}
     unknown = np.full((len(kept), 1), np.nan, np.float32)
-    pairs = tuple((place[chosen], place[rejected]) for chosen, rejected in prompt.pairs)
+    pairs = tuple(replace(p, chosen=place[p.chosen], rejected=place[p.rejected]) for p in prompt.pairs)
     return replace(prompt, conversations=tuple(prompt.conversations[i] for i in kept), ratings=unknown, pairs=pairs)
 
 

@@ -70,9 +70,9 @@ def _with_interval(name: str, accuracy: float, num_pairs: int) -> dict[str, floa
 def _longer_wins(sets: Sequence[PromptSet]) -> float:
     """Share of the pairs whose chosen response has more tokens."""
     gaps = [
-        len(prompt.conversations[chosen].ids) - len(prompt.conversations[rejected].ids)
+        len(prompt.conversations[pair.chosen].ids) - len(prompt.conversations[pair.rejected].ids)
         for prompt in sets
-        for chosen, rejected in prompt.pairs
+        for pair in prompt.pairs
     ]
     return float(np.mean((np.sign(gaps) + 1) / 2)) if gaps else math.nan
 

@@ -62,6 +62,11 @@ def masked_regression(scores: Tensor, ratings: Tensor, known: Tensor, num_known:
     return (errors.sum(0) / num_known.clamp_min(1)).mean()
 
 
-def bradley_terry(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """-log sigmoid(chosen - rejected), elementwise."""
-    return -logsigmoid(chosen - rejected)
+def bradley_terry(difference: Tensor, target: Tensor | float = 1.0, margin: Tensor | float = 0.0) -> Tensor:
+    """-t log sigmoid(D - m) - (1 - t) log sigmoid(m - D), elementwise: D = score of the first - score of the second, t the
+    probability that the first is better, m the margin by which it should win, all in nats. t = 1, m = 0: Bradley-Terry.
+
+    Smoothed labels and adaptive margins as in 2401.06080 (its equation 6 has the margin outside the log-sigmoid, where it
+    would have no gradient; inside is what it means)."""
+    over = difference - margin
+    return -target * logsigmoid(over) - (1 - target) * logsigmoid(-over)

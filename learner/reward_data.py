@@ -33,14 +33,24 @@ from rewarder.scoring import OVERFLOW, Rendered, check_length, render
 CHECKED_ROWS = 8192  # at a time: hidden states may be a memory-mapped file
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Indices of two conversations of a prompt, and the label: `chosen` is better with probability `target`, by `margin`."""
+
+    chosen: int
+    rejected: int
+    target: float = 1.0
+    margin: float = 0.0
+
+
 @dataclass(frozen=True)
 class PromptSet:
-    """One prompt's conversations. ratings [n, K] with NaN where nothing rates; pairs (chosen index, rejected index)."""
+    """One prompt's conversations. ratings [n, K] with NaN where nothing rates; pairs of their indices."""
 
     messages: tuple[Message, ...]
     conversations: tuple[Rendered, ...]
     ratings: NDArray[np.float32]
-    pairs: tuple[tuple[int, int], ...]
+    pairs: tuple[Pair, ...]
 
 
 def read_sides(
@@ -76,7 +86,7 @@ def prompt_sets(
         raise ValueError("\n".join(problems))
     responses: dict[str, dict[str, dict[str, float | None]]] = {}
     messages: dict[str, tuple[Message, ...]] = {}
-    chosen: dict[str, list[tuple[str, str]]] = {}
+    compared: dict[str, list[PreferencePair]] = {}
     for row in (*ratings, *pairs):
         messages.setdefault(prompt_key(row.messages), row.messages)
     for row in ratings:
@@ -85,10 +95,10 @@ def prompt_sets(
         known = responses.setdefault(prompt_key(pair.messages), {})
         known.setdefault(pair.chosen, {})
         known.setdefault(pair.rejected, {})
-        chosen.setdefault(prompt_key(pair.messages), []).append((pair.chosen, pair.rejected))
+        compared.setdefault(prompt_key(pair.messages), []).append(pair)
     rest = (objectives, tokenizer, max_tokens)
     return {
-        key: _prompt_set(messages[key], _rated(programs, messages[key], known), chosen.get(key, []), *rest)
+        key: _prompt_set(messages[key], _rated(programs, messages[key], known), compared.get(key, []), *rest)
         for key, known in responses.items()
     }
 
@@ -104,6 +114,19 @@ def split(sets: dict[str, PromptSet], held_out_fraction: float) -> tuple[list[Pr
             "or change learner.reward_model.held_out_fraction"
         )
     return sides
+
+
+def flatten(sets: Sequence[PromptSet]) -> tuple[list[Rendered], Tensor, Tensor, Tensor, Tensor]:
+    """All conversations in one list, with ratings [N, K], pairs [P, 2] in its indices, their labels [P, 2] (target, margin) and
+    prompt_of [N]."""
+    rendered = [conversation for prompt in sets for conversation in prompt.conversations]
+    starts = np.cumsum([0, *(len(prompt.conversations) for prompt in sets)])
+    pairs = [(start + p.chosen, start + p.rejected) for start, s in zip(starts, sets, strict=False) for p in s.pairs]
+    labels = [(p.target, p.margin) for prompt in sets for p in prompt.pairs]
+    prompt_of = np.repeat(np.arange(len(sets)), [len(prompt.conversations) for prompt in sets])
+    ratings = torch.from_numpy(np.concatenate([prompt.ratings for prompt in sets]))
+    indices, labels = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2), torch.tensor(labels).reshape(-1, 2)
+    return rendered, ratings, indices, labels, torch.from_numpy(prompt_of)
 
 
 def check_finite_rows(what: str, values: Sequence[Tensor], sets: Sequence[PromptSet]) -> None:
@@ -124,7 +147,7 @@ def check_finite_rows(what: str, values: Sequence[Tensor], sets: Sequence[Prompt
 def _prompt_set(
     messages: tuple[Message, ...],
     known: dict[str, dict[str, float | None]],
-    chosen: Sequence[tuple[str, str]],
+    compared: Sequence[PreferencePair],
     objectives: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     max_tokens: int,
@@ -135,7 +158,7 @@ def _prompt_set(
         messages,
         tuple(check_length(render(tokenizer, messages, response), max_tokens) for response in known),
         np.array(values, dtype=np.float32).reshape(len(known), len(objectives)),
-        tuple((index[a], index[b]) for a, b in chosen),
+        tuple(Pair(index[pair.chosen], index[pair.rejected], pair.target, pair.margin) for pair in compared),
     )
 
 

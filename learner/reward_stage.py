@@ -27,6 +27,7 @@ from learner.policy_source import revision_of, tokenizer_of
 from learner.progress import Report
 from learner.reward_data import PromptSet, read_sides
 from learner.reward_training import Features
+from learner.stage_1 import Stage1
 from rewarder.aggregation import aggregation_of
 from rewarder.bradley_terry import new_scalar_model, save_classifier, stock_classifier
 from rewarder.debias import fit_debias
@@ -162,18 +163,8 @@ class RewardStage:
         # Stage 2 and calibration read the heads outside DeepSpeed, so the parameters stay whole: no ZeRO-3 here.
         whole = replace(self._learner, zero_stage=min(self._learner.zero_stage, 2))
         engine = Engine(model, whole, settings.learning_rate, self._device)
-        reward_training.train_stage_1(
-            engine,
-            model.reward_transform_matrix,
-            training,
-            settings,
-            column,
-            self._learner.micro_batch_tokens,
-            self._seed,
-            self._rank,
-            self._device,
-            report,
-        )
+        budget = self._learner.micro_batch_tokens
+        Stage1(engine, model, settings, column, budget, self._seed, self._rank).train(training, report)
         engine.free()
         if rank is not None:
             merge_lora(model.backbone)

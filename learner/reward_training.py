@@ -1,14 +1,11 @@
 """Trains the gated multi-objective reward model from ratings and pairs.
 
-    stage 1  backbone + heads + gate: regression_weight * masked MSE of the objectives + Bradley-Terry of the gated score
-             (+ Bradley-Terry of the head that rewarder.preference names: pairs are that objective's labels), where the backbone
-             may be low-rank updates of it (learner/lora.py);
-             or, with stage_1: ridge, heads alone, in closed form on the frozen backbone's hidden states (learner/ridge.py)
+    stage 1  backbone + heads + gate by gradient (learner/stage_1.py), or, with stage_1: ridge, heads alone, in closed form on
+             the frozen backbone's hidden states (learner/ridge.py)
     debias   the verbosity matrix T from the predicted scores (rewarder/debias.py)
     stage 2  gate and its scale alone, Bradley-Terry on the debiased score, on cached hidden states
 
-Called by learner/reward_stage.py, on every rank. Source: ArmoRM (2406.12845); training the heads jointly
-with a Bradley-Terry term follows SMORM (2507.07375).
+Called by learner/reward_stage.py, on every rank. Source: ArmoRM (2406.12845).
 """
 
 from __future__ import annotations
@@ -24,11 +21,11 @@ from torch import Tensor
 from common.config import RewardTrainingConfig
 from common.split import is_validation
 from learner.batch import rank_micro_batches
-from learner.engine import Engine, num_ranks, reduce_sum
+from learner.engine import num_ranks, reduce_sum
 from learner.feature_cache import cached_states, features_key
-from learner.losses import bradley_terry, masked_regression
+from learner.losses import bradley_terry
 from learner.progress import Report
-from learner.reward_data import PromptSet, check_finite_rows
+from learner.reward_data import PromptSet, check_finite_rows, flatten
 from learner.ridge import Block, RidgeFit, fit_ridge
 from learner.schedule import cosine
 from rewarder.aggregate import debias
@@ -42,12 +39,13 @@ BLOCK_ROWS = 8192  # hidden states in hand at a time
 
 @dataclass(frozen=True)
 class Features:
-    """Hidden states of N conversations: prompt and response [N, H] float32; pairs [P, 2] indices; ratings [N, K] with NaN;
-    prompt_of [N] tells which conversations share a prompt."""
+    """Hidden states of N conversations: prompt and response [N, H] float32; pairs [P, 2] indices, with target and margin of
+    each in pair_labels [P, 2]; ratings [N, K] with NaN; prompt_of [N] tells which conversations share a prompt."""
 
     prompt: Tensor
     response: Tensor
     pairs: Tensor
+    pair_labels: Tensor
     ratings: Tensor
     prompt_of: Tensor
 
@@ -57,97 +55,9 @@ def gated_score(output: RewardOutput, matrix: Tensor) -> Tensor:
     return (debias(output.scores, matrix) * output.gate_weights).sum(-1)
 
 
-def pair_losses(output: RewardOutput, pairs: Tensor, matrix: Tensor, scale: float = 1.0) -> Tensor:
-    """Bradley-Terry on the debiased gated score over `scale`, for pairs [P, 2] of rows of the output; [P]."""
-    score = gated_score(output, matrix) / scale
-    return bradley_terry(score[pairs[:, 0]], score[pairs[:, 1]])
-
-
-def train_stage_1(
-    engine: Engine,
-    matrix: Tensor,
-    sets: Sequence[PromptSet],
-    config: RewardTrainingConfig,
-    preference: int | None,
-    micro_batch_tokens: int,
-    seed: int,
-    rank: int,
-    device: torch.device,
-    progress: Report,
-) -> None:
-    """Trains everything, prompts as units, about batch_size conversations a step; `preference` is the column of the
-    objective that the pairs train, where there is one."""
-    mean_size = max(1.0, float(np.mean([len(prompt.conversations) for prompt in sets])))
-    per_step = max(1, round(config.batch_size / mean_size))
-    total, done = config.epochs * -(-len(sets) // per_step), 0
-    for epoch in range(config.epochs):
-        order = np.random.default_rng([seed, 1, epoch]).permutation(len(sets))
-        for start in range(0, len(sets), per_step):
-            part = [sets[index] for index in order[start : start + per_step]]
-            weight = config.regression_weight
-            losses = _accumulate(engine, matrix, part, weight, preference, micro_batch_tokens, rank, device)
-            engine.step(cosine(done, total, 0.03))
-            done += 1
-            progress("reward model", done, total, losses)
-
-
-def _accumulate(
-    engine: Engine,
-    matrix: Tensor,
-    sets: Sequence[PromptSet],
-    regression_weight: float,
-    column: int | None,
-    micro_batch_tokens: int,
-    rank: int,
-    device: torch.device,
-) -> dict[str, float]:
-    num_known = torch.from_numpy(sum(np.isfinite(prompt.ratings).sum(0) for prompt in sets)).to(device)
-    num_pairs = max(1, sum(len(prompt.pairs) for prompt in sets))
-    parts = torch.zeros(3, dtype=torch.float64)
-    lengths = [sum(len(c.ids) for c in prompt.conversations) for prompt in sets]
-    for indices in rank_micro_batches(lengths, micro_batch_tokens, rank, num_ranks()):
-        part = [sets[i] for i in indices] or [sets[0]]
-        rendered, ratings, pairs, _ = flatten(part)
-        weight = float(bool(indices))  # a rank without rows still runs the pass that ZeRO-3 waits for
-        with engine.precision():
-            output = engine.module(*collate(rendered, device))
-        check_finite_rows("scores or gate weights", (output.scores.detach(), output.gate_weights.detach()), part)
-        losses = stage_1_losses(output, matrix, ratings.to(device), pairs.to(device), num_known, num_pairs, column)
-        engine.backward(weight * (regression_weight * losses[0] + losses[1] + losses[2]) * num_ranks())
-        parts += weight * losses.detach().double().cpu()
-    regression, gated, head = reduce_sum(parts).tolist()
-    return {"regression": regression, "preference": gated} | ({} if column is None else {"preference_head": head})
-
-
-def stage_1_losses(
-    output: RewardOutput,
-    matrix: Tensor,
-    ratings: Tensor,
-    pairs: Tensor,
-    num_known: Tensor,
-    num_pairs: int,
-    column: int | None,
-    scale: float = 1.0,
-) -> Tensor:
-    """[3]: masked MSE of the ratings, Bradley-Terry of the gated score over `scale`, and of the head in `column` (0 without
-    one), of a micro-batch with ratings [B, K] (NaN where there is none) and pairs [P, 2]; num_known [K] and num_pairs are of
-    the whole batch."""
-    regression = masked_regression(output.scores, ratings.nan_to_num(), ratings.isfinite(), num_known)
-    gated = pair_losses(output, pairs, matrix, scale).sum() / num_pairs
-    if column is None:
-        return torch.stack([regression, gated, torch.zeros_like(gated)])
-    head, (chosen, rejected) = output.scores[:, column], pairs.unbind(1)
-    return torch.stack([regression, gated, bradley_terry(head[chosen], head[rejected]).sum() / num_pairs])
-
-
-def flatten(sets: Sequence[PromptSet]) -> tuple[list[Rendered], Tensor, Tensor, Tensor]:
-    """All conversations in one list, with ratings [N, K], pairs [P, 2] and prompt_of [N] in its indices."""
-    rendered = [conversation for prompt in sets for conversation in prompt.conversations]
-    starts = np.cumsum([0, *(len(prompt.conversations) for prompt in sets)])
-    pairs = [(starts[i] + a, starts[i] + b) for i, prompt in enumerate(sets) for a, b in prompt.pairs]
-    prompt_of = np.repeat(np.arange(len(sets)), [len(prompt.conversations) for prompt in sets])
-    ratings = torch.from_numpy(np.concatenate([prompt.ratings for prompt in sets]))
-    return rendered, ratings, torch.tensor(pairs, dtype=torch.long).reshape(-1, 2), torch.from_numpy(prompt_of)
+def pair_losses(score: Tensor, pairs: Tensor, labels: Tensor) -> Tensor:
+    """Bradley-Terry of scores [B], for pairs [P, 2] of their indices with labels [P, 2] (target, margin); [P]."""
+    return bradley_terry(score[pairs[:, 0]] - score[pairs[:, 1]], *labels.unbind(1))
 
 
 def extract_features(
@@ -161,7 +71,7 @@ def extract_features(
     """Hidden states of every conversation, computed once, by all ranks together, without autocast; `cache` is the directory
     that keeps them between runs, memory-mapped, where there is one. Raises ValueError for a state that is not finite; nothing
     is kept then."""
-    rendered, ratings, pairs, prompt_of = flatten(sets)
+    rendered, ratings, pairs, pair_labels, prompt_of = flatten(sets)
 
     def compute(states: Tensor) -> None:
         _fill_states(states, model, rendered, micro_batch_tokens, rank, device)
@@ -173,7 +83,7 @@ def extract_features(
     else:
         key = features_key(model.backbone, rendered, (device.type, micro_batch_tokens, num_ranks()))
         states = cached_states(Path(cache), key, shape, compute)
-    return Features(states[0], states[1], pairs, ratings, prompt_of)
+    return Features(states[0], states[1], pairs, pair_labels, ratings, prompt_of)
 
 
 def _fill_states(
@@ -223,11 +133,12 @@ def gate_loss(
 ) -> Tensor:
     """Mean Bradley-Terry loss of at most GATE_PAIRS pairs, drawn from the features."""
     size = min(GATE_PAIRS, len(features.pairs))
-    pairs = features.pairs[generator.choice(len(features.pairs), size, replace=False)]
-    rows = pairs.flatten()
+    drawn = generator.choice(len(features.pairs), size, replace=False)
+    rows = features.pairs[drawn].flatten()
     output = model.heads(features.prompt[rows].to(model.device), features.response[rows].to(model.device))
     neighbours = torch.arange(len(rows), device=model.device).reshape(-1, 2)
-    return pair_losses(output, neighbours, model.reward_transform_matrix, scale).mean()
+    score = gated_score(output, model.reward_transform_matrix) / scale
+    return pair_losses(score, neighbours, features.pair_labels[drawn].to(model.device)).mean()
 
 
 def descend_gate(

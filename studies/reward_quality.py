@@ -12,7 +12,7 @@ Called by measures.py. All rules order the same pairs of held-out responses, tho
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -134,13 +134,7 @@ def _exchange(features: Features, seed: int) -> Features:
         [int((features.prompt_of == p).nonzero()[0]) for p in range(int(features.prompt_of.max()) + 1)]
     )
     dealt = first[torch.from_numpy(np.random.default_rng([seed, 3]).permutation(len(first)))]
-    return Features(
-        features.prompt[dealt[features.prompt_of]],
-        features.response,
-        features.pairs,
-        features.ratings,
-        features.prompt_of,
-    )
+    return replace(features, prompt=features.prompt[dealt[features.prompt_of]])
 
 
 def _training_features(config: Config, model: GatedRewardModel, rm: Path) -> Features:

@@ -74,5 +74,5 @@ def accuracy(model: GatedRewardModel, sets: list[PromptSet]) -> float:
     """Share of the pairs whose chosen response scores higher by the first head, one conversation at a time."""
     with torch.no_grad():
         scores = [[float(model(*collate([said])).scores[0, 0]) for said in prompt.conversations] for prompt in sets]
-    right = [at[a] > at[b] for at, prompt in zip(scores, sets, strict=True) for a, b in prompt.pairs]
+    right = [at[p.chosen] > at[p.rejected] for at, prompt in zip(scores, sets, strict=True) for p in prompt.pairs]
     return sum(right) / len(right)

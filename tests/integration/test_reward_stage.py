@@ -24,6 +24,7 @@ from tests.integration.planted import accuracy, configured, planted_world, run_s
 TRAINING = "learner.reward_model."
 RANK = 3
 LORA = (f"{TRAINING}lora_rank={RANK}", f"{TRAINING}learning_rate=1e-2")
+SWAV = (f"{TRAINING}contrastive.kind=swav", f"{TRAINING}contrastive.prototypes=5", f"{TRAINING}contrastive.dropout=0")
 PROJECTIONS = tuple(f"{name}_proj.weight" for name in "qkvo")
 # name: (ranks, whether with a baseline, overrides)
 JOBS: dict[str, tuple[int, bool, tuple[str, ...]]] = {
@@ -34,6 +35,9 @@ JOBS: dict[str, tuple[int, bool, tuple[str, ...]]] = {
     "lora": (1, True, LORA),
     "lora_autocast": (1, True, (*LORA, "learner.autocast=true")),
     "lora_bfloat16": (1, True, (*LORA, "rewarder.dtype=bfloat16", "learner.autocast=true", "learner.zero_stage=2")),
+    "swav": (1, True, SWAV),
+    "simcse": (1, True, (f"{TRAINING}contrastive.kind=simcse", "learner.autocast=true")),
+    "two_swav": (2, True, (*SWAV, "learner.zero_stage=2")),
     "two_lora": (2, True, (*LORA, "learner.zero_stage=2")),
     "two_zero_0": (2, True, ()),
     "two_zero_2": (2, True, ("learner.zero_stage=2",)),
@@ -120,7 +124,8 @@ def test_what_only_the_gated_model_has_does_not_touch_it(world: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("job", "same"), [("zero_1", "plain"), ("two_zero_0", "plain"), ("two_zero_2", "plain"), ("two_lora", "lora")]
+    ("job", "same"),
+    [("zero_1", "plain"), ("two_zero_0", "plain"), ("two_zero_2", "plain"), ("two_lora", "lora"), ("two_swav", "swav")],
 )
 @pytest.mark.parametrize("model", ["version_0", "baseline"])
 def test_ranks_and_zero_stages_make_the_same_models(world: Path, job: str, same: str, model: str) -> None:
@@ -167,3 +172,11 @@ def test_what_is_loaded_scores_as_what_was_trained(world: Path, job: str) -> Non
 def test_all_ranks_say_the_same(world: Path) -> None:
     for job in ("two_zero_2", "two_lora"):
         assert report(world, job, 0) == report(world, job, 1)
+
+
+def test_a_contrastive_term_changes_what_is_learned_and_it_still_learns(world: Path) -> None:
+    for job in ("swav", "simcse"):
+        said = report(world, job)
+        assert said["rm/pair_accuracy_low"] > 0.5 and said["rm/pair_accuracy_baseline_low"] > 0.5, (job, said)
+        ours, plain = (weights(world, name, "version_0") for name in (job, "plain"))
+        assert not any(torch.equal(ours[name], plain[name]) for name in ours if "proj" in name)

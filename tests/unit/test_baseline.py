@@ -20,7 +20,7 @@ from driver.report_read import read_reward_model
 from driver.report_sections import reward_model_section
 from driver.rm_source import baseline as baseline_source
 from learner.baseline import paired
-from learner.reward_data import PromptSet
+from learner.reward_data import Pair, PromptSet
 from rewarder.bradley_terry import is_classifier, load_classifier, new_scalar_model, save_classifier, stock_classifier
 from rewarder.layout import CheckpointError
 from rewarder.model import GatedRewardModel
@@ -113,10 +113,12 @@ def test_a_decoder_without_a_stock_classifier_is_refused(world: Path) -> None:
 
 def test_only_pairs_are_kept_with_their_indices_moved() -> None:
     conversations = tuple(Rendered([0, 1, 2 + i], 0, 2) for i in range(5))
-    rated = PromptSet((Message("user", "w"),), conversations, np.ones((5, 3), np.float32), ((3, 1), (1, 4)))
+    rated = PromptSet(
+        (Message("user", "w"),), conversations, np.ones((5, 3), np.float32), (Pair(3, 1), Pair(1, 4, 0.75, 0.5))
+    )
     (kept,) = paired([rated, replace(rated, pairs=())])
     assert kept.conversations == (conversations[1], conversations[3], conversations[4])
-    assert kept.pairs == ((1, 0), (0, 2))
+    assert kept.pairs == (Pair(1, 0), Pair(0, 2, 0.75, 0.5))
     assert kept.ratings.shape == (3, 1) and np.isnan(kept.ratings).all()
 
 

@@ -73,5 +73,5 @@ def test_labels_turn_pairs_into_chosen_and_rejected_and_ties_go(tmp_path) -> Non
     sets = judged_sets(items, said, ["good"], tokenizer, 50)
     assert len(sets) == 2 and all(len(judged.conversations) == 2 for judged in sets)
     for judged in sets:
-        ((chosen, rejected),) = judged.pairs
-        assert len(judged.conversations[chosen].ids) == len(judged.conversations[rejected].ids) + 1
+        (pair,) = judged.pairs
+        assert len(judged.conversations[pair.chosen].ids) == len(judged.conversations[pair.rejected].ids) + 1

@@ -13,7 +13,7 @@ from common.metrics import StepLog
 from common.types import Message
 from driver.measures import format_accuracy, summary_without_judge
 from learner.held_out import length_accuracy, wilson_interval
-from learner.reward_data import PromptSet
+from learner.reward_data import Pair, PromptSet
 from rewarder.scoring import Rendered
 
 
@@ -37,7 +37,7 @@ def test_wilson_without_a_case_is_not_a_number() -> None:
 def pair(chosen: int, rejected: int) -> PromptSet:
     """A prompt with one pair of responses of so many tokens."""
     conversations = tuple(Rendered([0] * (2 + n), 0, 1 + n) for n in (chosen, rejected))
-    return PromptSet((Message("user", "w"),), conversations, np.full((2, 1), np.nan, np.float32), ((0, 1),))
+    return PromptSet((Message("user", "w"),), conversations, np.full((2, 1), np.nan, np.float32), (Pair(0, 1),))
 
 
 def test_length_is_followed_in_the_direction_of_training() -> None:

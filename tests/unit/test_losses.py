@@ -157,8 +157,49 @@ def test_masked_regression_by_hand() -> None:
 
 
 def test_bradley_terry_by_hand() -> None:
-    got = bradley_terry(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.0]))
+    got = bradley_terry(torch.tensor([1.0, 0.0]))
     torch.testing.assert_close(got, torch.tensor([math.log(1 + math.exp(-1)), math.log(2.0)]))
+
+
+def test_smoothed_labels_and_margins_by_hand() -> None:
+    """D = 1: sigmoid(1) = .7311, sigmoid(1 - 3) = .1192."""
+    difference = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    target, margin = torch.tensor([0.8, 1.0, 0.8]).double(), torch.tensor([0.0, 3.0, 3.0]).double()
+    loss = bradley_terry(difference, target, margin)
+    by_hand = [
+        -0.8 * math.log(0.731058578630) - 0.2 * math.log(0.268941421370),
+        -math.log(0.119202922022),
+        -0.8 * math.log(0.119202922022) - 0.2 * math.log(0.880797077978),
+    ]
+    torch.testing.assert_close(loss, torch.tensor(by_hand).double())
+    (gradient,) = torch.autograd.grad(loss.sum(), difference)  # sigmoid(D - m) - t
+    wanted = torch.tensor([0.731058578630 - 0.8, 0.119202922022 - 1, 0.119202922022 - 0.8]).double()
+    torch.testing.assert_close(gradient, wanted)
+
+
+@given(st.floats(0.01, 0.5), st.floats(-3, 3))
+def test_a_smoothed_loss_has_the_entropy_of_its_labels_as_floor(a: float, margin: float) -> None:
+    """At D = m + log((1 - a) / a), where its gradient is 0, and nowhere below."""
+    difference = torch.linspace(-20, 20, 4001).double() + margin
+    loss = bradley_terry(difference, 1 - a, margin)
+    floor = -a * math.log(a) - (1 - a) * math.log(1 - a)
+    lowest = bradley_terry(torch.tensor(margin + math.log((1 - a) / a)).double(), 1 - a, margin)
+    assert float(lowest) == pytest.approx(floor) and float(loss.min()) >= floor - 1e-12
+
+
+@given(st.floats(-6, 6), st.floats(-3, 3), st.floats(0, 1))
+def test_a_turned_pair_is_the_pair_with_its_label_turned(difference: float, margin: float, target: float) -> None:
+    """Chosen and rejected change places, the strength its sign, the target its side: the same loss."""
+    first = bradley_terry(torch.tensor(difference).double(), target, margin)
+    torch.testing.assert_close(first, bradley_terry(torch.tensor(-difference).double(), 1 - target, -margin))
+
+
+def test_a_margin_is_inside_the_log_sigmoid() -> None:
+    """It moves the gradient: outside it would be a constant. One that is not won by costs, one that excuses pays."""
+    difference = torch.zeros(3, requires_grad=True)
+    loss = bradley_terry(difference, 1.0, torch.tensor([-1.0, 0.0, 1.0]))
+    (gradient,) = torch.autograd.grad(loss.sum(), difference)
+    assert gradient.tolist() == sorted(gradient.tolist(), reverse=True) and loss.tolist() == sorted(loss.tolist())
 
 
 def test_cosine_warms_up_and_ends_at_zero() -> None:

@@ -10,9 +10,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from common.config_file import BASE, load_config
 from common.data import RatedResponse
 from common.types import Message
 from learner import reward_data, reward_training
+from learner.stage_1 import Stage1
 from rewarder.model import GatedRewardModel
 from rewarder.scoring import score_responses, score_texts
 from tests.integration.models import OBJECTIVES, tiny_policy
@@ -86,10 +88,11 @@ class Ranks:
 
 
 def test_training_stops_before_the_gradient(model: GatedRewardModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    engine, sets, matrix = Ranks(model), sets_of(tokenizer), torch.eye(len(OBJECTIVES))
+    engine, sets, settings = Ranks(model), sets_of(tokenizer), load_config(BASE, ["aggregation.kind=final_score"])
+    stage = Stage1(engine, model, settings.learner.reward_model, None, 1000, 0, 0)  # pyright: ignore[reportArgumentType]
 
     def accumulate(part: list[reward_data.PromptSet]) -> dict[str, float]:
-        return reward_training._accumulate(engine, matrix, part, 1.0, None, 1000, 0, CPU)  # pyright: ignore[reportArgumentType]
+        return stage._accumulate(part, 0)
 
     with pytest.raises(
         ValueError, match=r"scores or gate weights of conversation 3 of 6 are not finite; its prompt is 'w1'"

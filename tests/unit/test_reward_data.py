@@ -15,7 +15,8 @@ from common.config_file import BASE, load_config
 from common.data import PreferencePair, RatedResponse, to_fields, write_jsonl
 from common.types import Message
 from learner import calibration, reward_data
-from learner.reward_training import Features, flatten
+from learner.reward_data import Pair, flatten
+from learner.reward_training import Features
 from rewarder.aggregation import Aggregation, make_aggregation
 from rewarder.model import GatedRewardModel
 from tests.integration.models import tiny_policy
@@ -44,17 +45,18 @@ def test_a_rated_response_in_a_pair_is_one_conversation(tokenizer) -> None:
     pairs = [PreferencePair(ask("w1"), "w3", "w4")]
     (only,) = reward_data.prompt_sets(ratings, pairs, OBJECTIVES, tokenizer, 50).values()
     assert len(only.conversations) == 3
-    assert only.pairs == ((1, 2),)
+    assert only.pairs == (Pair(1, 2),)
     np.testing.assert_equal(only.ratings, np.array([[0.5, np.nan], [np.nan, 1.0], [np.nan, np.nan]], dtype=np.float32))
 
 
 def test_flatten_shifts_the_indices(tokenizer) -> None:
-    pairs = [PreferencePair(ask(f"w{i}"), "w20", "w21") for i in range(3)]
-    rendered, ratings, index, prompt_of = flatten(
+    pairs = [PreferencePair(ask(f"w{i}"), "w20", "w21", 1 - i / 4, i / 2) for i in range(3)]
+    rendered, ratings, index, labels, prompt_of = flatten(
         list(reward_data.prompt_sets([], pairs, OBJECTIVES, tokenizer, 50).values())
     )
     assert len(rendered) == len(ratings) == 6
     assert index.tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert labels.tolist() == [[1.0, 0.0], [0.75, 0.5], [0.5, 1.0]]
     assert prompt_of.tolist() == [0, 0, 1, 1, 2, 2]
 
 
@@ -87,7 +89,7 @@ def test_programs_rate_every_response_beside_people(tokenizer) -> None:
     pairs = [PreferencePair(ask("w1"), "w3 w4", "w2")]
     (only,) = reward_data.prompt_sets(ratings, pairs, OBJECTIVES, tokenizer, 50, {"good": brief}).values()
     np.testing.assert_equal(only.ratings, np.array([[1.0, 0.25], [0.5, np.nan]], dtype=np.float32))
-    assert only.pairs == ((1, 0),)
+    assert only.pairs == (Pair(1, 0),)
 
 
 def test_pairs_alone_train_where_every_objective_has_a_source(tokenizer, tmp_path: Path) -> None:
@@ -127,7 +129,8 @@ def labels_of(features: Features, aggregation: Aggregation, term: int, preferenc
 def rated(ratings: list[list[float]], prompt_of: list[int], pairs: list[list[int]]) -> Features:
     n = len(ratings)
     of, compared = torch.tensor(prompt_of), torch.tensor(pairs).reshape(-1, 2)
-    return Features(torch.zeros(n, 2), torch.zeros(n, 2), compared, torch.tensor(ratings), of)
+    labels = torch.tensor([[1.0, 0.0]] * len(pairs)).reshape(-1, 2)
+    return Features(torch.zeros(n, 2), torch.zeros(n, 2), compared, labels, torch.tensor(ratings), of)
 
 
 def test_a_term_that_cannot_be_calibrated_is_named() -> None:
@@ -225,7 +228,8 @@ def rated_model(directory: Path, noise: float) -> tuple[GatedRewardModel, Featur
     prompt_of = torch.arange(200).repeat_interleave(4)
     prompt = torch.randn(200, hidden, generator=generator)[prompt_of]
     response = torch.randn(800, hidden, generator=generator)
-    features = Features(prompt, response, torch.empty(0, 2, dtype=torch.long), torch.empty(800, 2), prompt_of)
+    none = torch.empty(0, 2, dtype=torch.long), torch.empty(0, 2)
+    features = Features(prompt, response, *none, torch.empty(800, 2), prompt_of)
     output = calibration.outputs(model, features)
     ratings = output.scores + noise * torch.randn(800, 2, generator=generator)
     first, second = torch.arange(0, 800, 2), torch.arange(1, 800, 2)

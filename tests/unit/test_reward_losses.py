@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from learner.losses import bradley_terry, masked_regression
-from learner.reward_training import gated_score, stage_1_losses
+from learner.reward_training import gated_score
+from learner.stage_1 import stage_1_losses
 from rewarder.model import RewardOutput
 
 PAIRS = torch.tensor([[0, 1], [3, 2]])
+PLAIN = torch.tensor([[1.0, 0.0]] * 2)  # target, margin
 
 
 def output(seed: int) -> RewardOutput:
@@ -25,14 +27,14 @@ def ratings() -> torch.Tensor:
 
 def losses(made: RewardOutput, column: int | None) -> torch.Tensor:
     known = ratings().isfinite().sum(0)
-    return stage_1_losses(made, torch.eye(3), ratings(), PAIRS, known, 2, column)
+    return stage_1_losses(made, torch.eye(3), ratings(), PAIRS, PLAIN, known, 2, column)
 
 
 def test_without_a_preference_objective_the_loss_is_that_of_version_0_1() -> None:
     made = output(0)
     score, known = gated_score(made, torch.eye(3)), ratings().isfinite()
     regression = masked_regression(made.scores, ratings().nan_to_num(), known, known.sum(0))
-    preference = bradley_terry(score[PAIRS[:, 0]], score[PAIRS[:, 1]]).sum() / 2
+    preference = bradley_terry(score[PAIRS[:, 0]] - score[PAIRS[:, 1]]).sum() / 2
     before = 30.0 * regression + preference
     parts = losses(made, None)
     now = 30.0 * parts[0] + parts[1] + parts[2]

@@ -177,9 +177,8 @@ def features(count: int, seed: int) -> Features:
     rows = torch.arange(2 * count).reshape(-1, 2)
     first = (response[rows[:, 0], 0] + 0.5 * torch.randn(count, generator=generator)) > response[rows[:, 1], 0]
     pairs = torch.where(first[:, None], rows, rows.flip(1))
-    return Features(
-        prompt, response, pairs, torch.full((2 * count, 3), torch.nan), torch.arange(count).repeat_interleave(2)
-    )
+    labels, unrated = torch.tensor([1.0, 0.0]).repeat(count, 1), torch.full((2 * count, 3), torch.nan)
+    return Features(prompt, response, pairs, labels, unrated, torch.arange(count).repeat_interleave(2))
 
 
 def test_the_gates_scale_is_learned_stored_and_calibrated_away(
