@@ -67,10 +67,9 @@ def _wrong_terms(settings: AggregationConfig, names: Sequence[str]) -> list[str]
     if settings.kind == "grouped":
         return _wrong_groups(settings.groups, settings.weight_floor, names)
     if settings.kind in ("per_objective", "min"):
-        twice = sorted({n for n in settings.objectives if settings.objectives.count(n) > 1})
-        return _unknown("objectives", settings.objectives, names) + [
-            f"aggregation.objectives names {n!r} twice" for n in twice
-        ]
+        return _wrong_objectives(settings.objectives, names)
+    if settings.kind == "ensemble":
+        return _wrong_objectives(settings.objectives, names) + _wrong_members(settings.objectives, names)
     if settings.kind == "absolute":
         return _wrong_thresholds(settings.thresholds, names)
     return _wrong_weights(settings.kind, settings.weights, names) if settings.kind in UNTRANSFORMED else []
@@ -88,6 +87,21 @@ def _wrong_groups(groups: Mapping[str, list[str]], weight_floor: float, objectiv
             f"lower it to at most {1 / len(groups):.3g}"
         )
     return found
+
+
+def _wrong_objectives(chosen: Sequence[str], objectives: Sequence[str]) -> list[str]:
+    twice = sorted({n for n in chosen if chosen.count(n) > 1})
+    return _unknown("objectives", chosen, objectives) + [f"aggregation.objectives names {n!r} twice" for n in twice]
+
+
+def _wrong_members(chosen: Sequence[str], objectives: Sequence[str]) -> list[str]:
+    if len(members := list(chosen or objectives)) > 1:
+        return []
+    where = "aggregation.objectives" if chosen else "rewarder.objectives (aggregation.objectives is empty: all of them)"
+    return [
+        f"aggregation.kind is ensemble but {where} is {members}: fewer than two members cannot disagree; name at least 2, or "
+        "use aggregation.kind final_score"
+    ]
 
 
 def _wrong_thresholds(thresholds: Mapping[str, float], objectives: Sequence[str]) -> list[str]:
@@ -126,7 +140,7 @@ def _wrong_verbosity(settings: AggregationConfig, names: Sequence[str], verbosit
         return []
     members = [name for group in settings.groups.values() for name in group]
     if settings.kind != "grouped":
-        members = term_names(asdict(settings), names)
+        members = settings.objectives or names if settings.kind == "ensemble" else term_names(asdict(settings), names)
     if verbosity not in members:
         return []
     key = {"grouped": "groups", "absolute": "thresholds", "zscore": "weights"}.get(settings.kind, "objectives")

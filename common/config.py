@@ -94,6 +94,7 @@ class AggregationConfig:
     kind: str
     groups: dict[str, list[str]]
     objectives: list[str]
+    uncertainty_penalty: float
     thresholds: dict[str, float]
     weights: dict[str, float]
     weight_floor: float
@@ -302,11 +303,12 @@ class Config:
 
 
 # Kinds of aggregation (docs/reward.md)
-KINDS = ("final_score", "grouped", "per_objective", "min", "absolute", "weighted_sum", "zscore")
+KINDS = ("final_score", "grouped", "per_objective", "min", "absolute", "ensemble", "weighted_sum", "zscore")
+ONE_SCORE = ("final_score", "ensemble", "weighted_sum")  # one term, named as the kind and calibrated on preferences
 SINGLE = ("per_objective", "min", "absolute", "zscore")  # one objective a term
 UNTRANSFORMED = ("weighted_sum", "zscore")  # no log-sigmoid: a term is a logit or a z-score, of either sign
 UNCENTRED = (*UNTRANSFORMED, "absolute")  # no r_ref: the baseline cancels a constant, or thresholds stand in for it
-GATELESS = (*UNTRANSFORMED, "min")
+GATELESS = (*UNTRANSFORMED, "min", "ensemble")
 
 
 def term_names(aggregation: Mapping[str, Any], objectives: Sequence[str]) -> list[str]:

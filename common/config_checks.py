@@ -43,6 +43,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "rewarder.num": (1, 10**4),
     "rewarder.batch_tokens": (1, 10**9),
     "aggregation.weight_floor": (0, 1),
+    "aggregation.uncertainty_penalty": (0, 10**3),
     "aggregation.probability_floor": (0, 0.2),
     "aggregation.references_per_prompt": (2, 10**4),
     "aggregation.quantile": (0.01, 0.99),

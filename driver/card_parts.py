@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from common.config import UNTRANSFORMED, Config, term_names
+from common.config import UNTRANSFORMED, Config
 from common.sources import is_hub_name
 from driver.hub import repositories
 from driver.inputs import is_path
@@ -67,16 +67,17 @@ def aggregation_settings(config: Config) -> list[tuple[str, object]]:
     if kind in UNTRANSFORMED:
         weights = ", ".join(f"{name} {weight:g}" for name, weight in aggregation.weights.items())
         return [("reward", f"fixed weighted sum{' of z-scores in the group' if kind == 'zscore' else ''}: {weights}")]
-    terms = ", ".join(term_names(asdict(aggregation), config.rewarder.objectives))
     if kind == "absolute":
         bars = ", ".join(f"{name} {value:g}" for name, value in aggregation.thresholds.items())
         return [("reward", f"log-sigmoid of the AND of objectives over thresholds ({bars}), calibrated")]
+    chosen = ", ".join(aggregation.objectives or config.rewarder.objectives)
     groups = "; ".join(f"{name}: {', '.join(members)}" for name, members in aggregation.groups.items())
     of = {
         "grouped": f"the AND of groups of objectives ({groups})",
         "final_score": "one gated score",
-        "per_objective": f"the AND of objectives ({terms}), weighed by the gate",
-        "min": f"the worst of the objectives {terms}",
+        "per_objective": f"the AND of objectives ({chosen}), weighed by the gate",
+        "min": f"the worst of the objectives {chosen}",
+        "ensemble": f"the mean less {aggregation.uncertainty_penalty:g} times the variance of the members {chosen}",
     }[kind]
     canned = "".join(f"; of {name}: a canned response" for name in aggregation.canned)
     return [

@@ -3,8 +3,8 @@
 Called by learner/reward_stage.py at the end of stage `reward_model` and by learner/adapt.py for each candidate; the result is
 part of the RM version and frozen with it. Each term is calibrated on labels of its own: a group on the ratings of its
 objectives; a group with the objective that pairs train (rewarder.preference), a group that nothing rates, and one score
-(final_score, weighted_sum) on preferences. An objective that is a term of its own is calibrated on its own ratings, or on
-the pairs where these train it, and on nothing else; with a threshold, on which of its ratings reach that.
+(final_score, ensemble, weighted_sum) on preferences. An objective that is a term of its own is calibrated on its own
+ratings, or on the pairs where these train it, and on nothing else; with a threshold, on which of its ratings reach that.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ def _labels(
     predicted: Predicted, features: Features, aggregation: Aggregation, term: int, preference: int | None, name: str
 ) -> Labelled:
     """The labels of one term: the ratings of its objectives where there are any, and none of them is what the pairs
-    themselves say. `name` is for errors."""
+    themselves say; of one score the pairs, rated or not. `name` is for errors."""
     if aggregation.kind == "absolute":
         return _reached(predicted, features, aggregation.group_indices[term][0], aggregation.thresholds[term], name)
-    if aggregation.group_indices and preference not in aggregation.group_indices[term]:
+    if not aggregation.is_one_score and preference not in aggregation.group_indices[term]:
         labelled = _rated_pairs(predicted, features, list(aggregation.group_indices[term]))
         if len(labelled.labels):
             return labelled

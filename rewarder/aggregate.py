@@ -9,7 +9,8 @@ never a reward. Letters: B responses, K objectives, M reward terms.
 Sources: Wang et al. 2406.12845 (gated score, verbosity debiasing); Wang et al. 2402.00742 (u = log sigmoid(r - r_ref),
 and the sum over properties as a logical AND); TRL's GRPOTrainer with several reward functions (reward_weights) for
 weighted_sum, which has no gate, no reference and no transform; GDPO (2601.05242) for zscore; the minimum over several
-reward models (Coste et al., ICLR 2024) for min.
+reward models, and their mean less a penalty on their variance (UWO; Coste et al. 2310.02743, ICLR 2024), for min and
+ensemble.
 """
 
 from __future__ import annotations
@@ -73,12 +74,15 @@ def combine(debiased: Tensor, gate: Tensor, aggregation: Aggregation) -> Tensor:
     """Debiased scores [B, K] and gate [B, K] or [K] -> one value per term [B, M].
 
     final_score: sum_k g_k r'_k. grouped: the gate-weighted mean inside each group (uniform where the group's gate is
-    ~0). weighted_sum: sum_k w_k r'_k, whatever the gate. The others: their objectives as they are."""
+    ~0). weighted_sum: sum_k w_k r'_k, whatever the gate. ensemble: mean - penalty * variance of the members, whatever the
+    gate. The others: their objectives as they are."""
     debiased, gate = _finite("debiased scores", debiased), _gate(gate)
     if aggregation.kind == "weighted_sum":
         return _weighted_sum(debiased, aggregation.weights)
     if aggregation.kind == "final_score":
         return (debiased * gate).sum(-1, keepdim=True)
+    if aggregation.kind == "ensemble":
+        return _uncertainty_weighted(debiased[..., list(aggregation.group_indices[0])], aggregation.uncertainty_penalty)
     if aggregation.kind != "grouped":
         return debiased[..., [k for (k,) in aggregation.group_indices]]
     shares = _shares(gate)
@@ -95,6 +99,16 @@ def _weighted_sum(debiased: Tensor, weights: Sequence[float]) -> Tensor:
     return (debiased * debiased.new_tensor(weights)).sum(-1, keepdim=True)
 
 
+def _uncertainty_weighted(members: Tensor, penalty: float) -> Tensor:
+    """UWO: mean_k r'_k - penalty * var_k r'_k of the members [..., K] -> [..., 1], the variance over K, not K - 1 (2310.02743).
+
+    Scores are logits where the members are Bradley-Terry heads; then the variance is in logits squared and the penalty in
+    1 / logits. Not monotone in one member: d/dr_k = (1 - 2 penalty (r_k - mean)) / K, below 0 where a member is more than
+    1 / (2 penalty) above the mean, so a response that one member alone praises loses by it."""
+    variance = members.var(-1, correction=0, keepdim=True)
+    return _finite("ensemble scores", members.mean(-1, keepdim=True) - penalty * variance)
+
+
 def combined_scores(scores: Tensor, gate: Tensor, matrix: Tensor, aggregation: Aggregation) -> Tensor:
     """Raw scores [B, K] -> uncentred terms [B, M]: what references are taken of and temperatures are fitted on."""
     return combine(debias(scores, matrix), gate, aggregation)
@@ -105,11 +119,12 @@ def term_weights(gate: Tensor, aggregation: Aggregation) -> Tensor:
 
     grouped: floor + (1 - M floor) share, share = the group's part of the gate over all groups (uniform if all are ~0);
     the floor keeps a prompt-only gate from switching a group off. per_objective, absolute: the objective's part of the gate
-    over all terms. zscore: the fixed weights. final_score, weighted_sum: one term, of weight 1. (min: `binding_weights`.)"""
+    over all terms. zscore: the fixed weights. final_score, ensemble, weighted_sum: one term, of weight 1. (min:
+    `binding_weights`.)"""
     gate = _gate(gate)
     if aggregation.kind == "zscore":
         return gate.new_tensor(aggregation.weights).expand(*gate.shape[:-1], aggregation.num_terms)
-    if not aggregation.group_indices:
+    if aggregation.is_one_score:
         return torch.ones_like(gate[..., :1])
     shares = _shares(gate)
     masses = torch.stack([shares[..., list(group)].sum(-1) for group in aggregation.group_indices], dim=-1)

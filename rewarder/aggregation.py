@@ -12,15 +12,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from common.config import KINDS, SINGLE, UNCENTRED, UNTRANSFORMED, AggregationConfig
+from common.config import KINDS, ONE_SCORE, SINGLE, UNCENTRED, UNTRANSFORMED, AggregationConfig
 
 
 @dataclass(frozen=True)
 class Aggregation:
     """How K debiased scores become M terms. group_indices holds the columns of each term's objectives (none where the one
-    term has them all); weight_floor is the smallest weight of a term, as a share of 1 (grouped only); probability_floor is
-    eps of the transform; weights are fixed, their absolute values summing to 1, one per objective (weighted_sum) or per term
-    (zscore); thresholds [M] are what counts as good (absolute), in score units."""
+    term has them all; of an ensemble, its members); weight_floor is the smallest weight of a term, as a share of 1 (grouped
+    only); probability_floor is eps of the transform; weights are fixed, their absolute values summing to 1, one per objective
+    (weighted_sum) or per term (zscore); thresholds [M] are what counts as good (absolute), in score units; uncertainty_penalty
+    is lambda of an ensemble, in 1 / score units (1 / logits where its members are Bradley-Terry heads)."""
 
     kind: str
     group_indices: tuple[tuple[int, ...], ...]
@@ -28,6 +29,7 @@ class Aggregation:
     probability_floor: float
     weights: tuple[float, ...] = ()
     thresholds: tuple[float, ...] = ()
+    uncertainty_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -37,10 +39,12 @@ class Aggregation:
                 f"aggregation.probability_floor is {self.probability_floor}; want 0 <= eps < 0.5 (from 0.5 on the transform "
                 "pays for what is worse)"
             )
-        if self.kind == "grouped" or self.kind in SINGLE:
+        if self.kind in ("grouped", "ensemble") or self.kind in SINGLE:
             self._check_terms()
         if self.kind == "grouped":
             self._check_floor()
+        if self.kind == "ensemble":
+            self._check_ensemble()
         if self.kind in UNTRANSFORMED:
             self._check_weights()
         if self.kind == "absolute" and not (
@@ -66,6 +70,17 @@ class Aggregation:
                 f"want between 0 and {1 / len(self.group_indices):.3g}"
             )
 
+    def _check_ensemble(self) -> None:
+        if len(self.group_indices) != 1 or len(self.group_indices[0]) < 2:
+            raise ValueError(
+                f"aggregation.objectives is {self.group_indices}; want one ensemble of at least 2 members, which can disagree"
+            )
+        if not 0 <= self.uncertainty_penalty < math.inf:
+            raise ValueError(
+                f"aggregation.uncertainty_penalty is {self.uncertainty_penalty}; want a finite number >= 0 (below 0 it would "
+                "pay for disagreement)"
+            )
+
     def _check_weights(self) -> None:
         total = sum(abs(weight) for weight in self.weights)
         if not math.isclose(total, 1, rel_tol=1e-6):  # a NaN is not close to 1 either
@@ -79,6 +94,11 @@ class Aggregation:
     def num_terms(self) -> int:
         """M: the groups, or the objectives that are terms of their own, else 1."""
         return len(self.group_indices) or 1
+
+    @property
+    def is_one_score(self) -> bool:
+        """Whether the one term, of weight 1, is a score over all that is wanted, which preferences compare."""
+        return self.kind in ONE_SCORE
 
     @property
     def needs_reference(self) -> bool:
@@ -95,6 +115,9 @@ class Aggregation:
         kind agree. Floors and the weights of zscore do not count: they come after the temperature."""
         if self.kind == "final_score":
             return ("gated score",)
+        if self.kind == "ensemble":
+            members = ", ".join(objectives[k] for k in self.group_indices[0])
+            return (f"mean - {self.uncertainty_penalty:.6g} variance of {members}",)
         if self.kind == "weighted_sum":
             return (" ".join(f"{w:+.6g} {n}" for w, n in zip(self.weights, objectives, strict=True) if w),)
         names = [" + ".join(objectives[k] for k in group) for group in self.group_indices]
@@ -114,6 +137,7 @@ def aggregation_of(config: AggregationConfig, objectives: Sequence[str]) -> Aggr
         objectives,
         config.objectives,
         config.thresholds,
+        config.uncertainty_penalty,
     )
 
 
@@ -126,13 +150,15 @@ def make_aggregation(
     objectives: Sequence[str],
     chosen: Sequence[str] = (),
     thresholds: Mapping[str, float] | None = None,
+    uncertainty_penalty: float = 0.0,
 ) -> Aggregation:
     """The aggregation named by the configuration, over the `objectives` of the reward model. Terms keep the order of
     `groups` (grouped), `chosen` (per_objective, min; empty: all objectives), `thresholds` (absolute) or `weights` (zscore);
-    `weights` (objective -> weight, 0 where not named) are scaled to an absolute sum of 1. What a kind does not use is ignored.
+    of an ensemble `chosen` are the members. `weights` (objective -> weight, 0 where not named) are scaled to an absolute sum
+    of 1. What a kind does not use is ignored.
 
-    Raises ValueError for an objective that the reward model does not have, or that is named twice, and for weights that
-    are all 0 or not finite."""
+    Raises ValueError for an objective that the reward model does not have, or that is named twice, for weights that are all 0
+    or not finite, for an ensemble of fewer than 2 and for a penalty that is negative or not finite."""
     columns = {name: k for k, name in enumerate(objectives)}
     members: list[Sequence[str]] = []
     fixed: tuple[float, ...] = ()
@@ -142,6 +168,9 @@ def make_aggregation(
         _check_known("groups", members, objectives)
     elif kind in ("per_objective", "min"):
         members = [[name] for name in chosen or objectives]
+        _check_known("objectives", members, objectives)
+    elif kind == "ensemble":
+        members = [chosen or objectives]
         _check_known("objectives", members, objectives)
     elif kind == "absolute":
         members = [[name] for name in bars]
@@ -154,7 +183,8 @@ def make_aggregation(
         else:
             fixed = tuple(scaled.get(name, 0.0) for name in objectives)
     indices = tuple(tuple(columns[name] for name in names) for names in members)
-    return Aggregation(kind, indices, weight_floor, probability_floor, fixed, tuple(bars.values()))
+    penalty = uncertainty_penalty if kind == "ensemble" else 0.0
+    return Aggregation(kind, indices, weight_floor, probability_floor, fixed, tuple(bars.values()), penalty)
 
 
 def _check_known(key: str, members: Sequence[Sequence[str]], objectives: Sequence[str]) -> None:
@@ -174,7 +204,8 @@ def _scaled_weights(weights: Mapping[str, float]) -> dict[str, float]:
 
 def check_live_groups(matrix: Tensor, aggregation: Aggregation, objectives: Sequence[str]) -> None:
     """Refuse a term with an objective that debiasing sets to 0 for every response (the verbosity axis): in a group it would
-    only dilute it, and alone it is a constant without a scale. matrix [K, K]."""
+    only dilute it, in an ensemble look like a member that disagrees, and alone it is a constant without a scale. matrix
+    [K, K]."""
     constant = [k for group in aggregation.group_indices for k in group if not bool(matrix[:, k].any())]
     if constant:
         names = [objectives[k] for k in constant]

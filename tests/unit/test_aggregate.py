@@ -11,7 +11,7 @@ Where no file is named, the test is in this one.
  T7 saturation                      test_asymptotes
  T8 finite far out, NaN raises      test_finite_far_out, test_not_finite_is_refused; each kind: test_aggregation:
                                     test_every_kind_refuses_what_is_not_finite
- T9 shift                           test_shift_and_scale
+ T9 shift                           test_shift_and_scale; members of an ensemble: test_aggregation: test_laws_of_an_ensemble
 T10 scale                           test_shift_and_scale; test_calibrate: test_scale_moves_the_temperature
 T11 limits of r_ref                 test_limits_of_the_reference
 T12 rank invariance of option A     test_rank_invariance
@@ -19,7 +19,7 @@ T13 exp(sum) is the product         test_sum_is_log_of_product
 T14 AND                             test_and_prefers_balance
 T15 veto                            test_veto; min: test_aggregation: test_min_far_out_and_equal_terms
 T16 bounds                          test_bounds
-T17 permutation                     test_permutation
+T17 permutation                     test_permutation; test_aggregation: test_laws_of_an_ensemble
 T18 share moves to the bottleneck   test_share_moves_to_the_bottleneck; on the step line: test_transform_metrics:
                                     test_what_binds_is_where_the_reward_would_rise_most
 T19 one-hot gate                    test_one_hot_and_uniform_gate

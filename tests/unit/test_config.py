@@ -118,6 +118,7 @@ def test_all_problems_come_at_once() -> None:
         ((*ADAPTS, "stages=[iterate]"), "there are no original pairs, on which a candidate must not get worse"),
         ((*ADAPTS, "stages=[iterate]", "adaptation.tier=lora"), "adaptation.tier is lora but there are no ratings"),
         ((*ADAPTS, *WEIGHTED, "aggregation.weights={a: 1}"), "aggregation.kind weighted_sum has no gate"),
+        ((*ADAPTS, "aggregation.kind=ensemble"), "aggregation.kind ensemble has no gate; use adaptation.tier: lora"),
         ((*ADAPTS, "adaptation.pairs=100"), "evidence is half of at most 100 pairs"),
         ((*ADAPTS, "iteration.steps=1"), "an iteration's end sees 64 groups"),
         ((*ADAPTS, "iteration.steps=21"), "sees 64 groups, those since the oldest checkpoint kept); lower it to 32"),

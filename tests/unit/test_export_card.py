@@ -143,6 +143,10 @@ def test_every_kind_of_reward_is_described(config: Config, tmp_path: Path) -> No
     weights = make_config(tmp_path, "aggregation.kind=weighted_sum", "aggregation.weights={helpful: 1, harmless: -0.5}")
     assert all("fixed weighted sum: helpful 1, harmless -0.5" in text for text in cards(weights))
     assert all("one gated score" in text for text in cards(make_config(tmp_path, "aggregation.kind=final_score")))
+    members = cards(make_config(tmp_path, "aggregation.kind=ensemble", "aggregation.objectives=[helpful, harmless]"))
+    assert all(
+        "log-sigmoid of the mean less 0.5 times the variance of the members helpful, harmless" in t for t in members
+    )
     given = cards(make_config(tmp_path, "rewarder.model=some/rm"))[1]
     assert "| start | some/rm; calibrated, not trained |" in given and "base_model: some/rm" in given
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.config import KINDS, RewarderConfig
+from common.config import KINDS, ONE_SCORE, RewarderConfig
 from common.config_file import BASE, load_config
 from common.data import PreferencePair, RatedResponse, to_fields, write_jsonl
 from common.types import Message
@@ -151,10 +151,10 @@ def test_each_group_is_calibrated_on_its_own_ratings() -> None:
     assert found.differences.tolist() == [-2.0] and found.labels.tolist() == [1.0]
     unrated = replace(features, ratings=torch.full((4, 2), nan))  # and so is what nothing rates
     assert [labels_of(unrated, grouped, m, None).differences.tolist() for m in (0, 1)] == [[-2.0], [-2.0]]
-    for kind in ("final_score", "weighted_sum"):
+    for kind in ONE_SCORE:
         one_score = make_aggregation(kind, {}, {"safe": 1.0}, 0.1, 0.01, OBJECTIVES)
         found = labels_of(features, one_score, 0, None)
-        assert found.differences.tolist() == [-2.0] and found.labels.tolist() == [1.0]
+        assert found.differences.tolist() == [-2.0] and found.labels.tolist() == [1.0] and found.rated is None
 
 
 def test_scores_and_ratings_are_compared_over_the_same_objectives() -> None:
@@ -245,7 +245,7 @@ def test_every_kind_is_calibrated_and_says_for_what(tmp_path: Path) -> None:
     weights, groups = {"good": 1.0, "safe": 0.5}, {"q": ["good"], "s": ["safe"]}
     for kind in KINDS:
         bars = {"good": 0.1, "safe": 0.0} if kind == "absolute" else {}
-        aggregation = make_aggregation(kind, groups, weights, 0.2, 0.01, OBJECTIVES, (), bars)
+        aggregation = make_aggregation(kind, groups, weights, 0.2, 0.01, OBJECTIVES, (), bars, 0.5)
         fitted = calibration.calibrate(model, features, aggregation, None)
         assert (fitted.kind, fitted.terms) == (kind, aggregation.calibrated_terms(OBJECTIVES))
         assert fitted.mismatch(kind, aggregation.calibrated_terms(OBJECTIVES)) is None
@@ -255,6 +255,22 @@ def test_every_kind_is_calibrated_and_says_for_what(tmp_path: Path) -> None:
             for s, report in zip(fitted.temperatures, fitted.reports, strict=True):
                 assert report.closed_form == pytest.approx(want, rel=0.1)
                 assert s == pytest.approx(want, rel=0.35)
+
+
+def test_the_temperature_of_an_ensemble_is_of_its_penalised_score(tmp_path: Path) -> None:
+    """Winners drawn from sigmoid(difference / .7) of mean - 2 variance: .7 is found, and the plain mean does worse."""
+    model, features = rated_model(tmp_path, 0.0)
+    harsh, plain = (make_aggregation("ensemble", {}, {}, 0.0, 0.0, OBJECTIVES, (), None, p) for p in (2.0, 0.0))
+    good, safe = calibration.outputs(model, features).scores.T
+    r = (good + safe) / 2 - 2.0 * (good - safe).square() / 4
+    pairs = torch.cat([torch.combinations(rows) for rows in torch.arange(800).reshape(200, 4)])
+    chance = torch.sigmoid((r[pairs[:, 0]] - r[pairs[:, 1]]) / 0.7)
+    wins = torch.rand(len(pairs), generator=torch.Generator().manual_seed(0)) < chance
+    judged = replace(features, pairs=torch.where(wins[:, None], pairs, pairs.flip(1)))
+    fitted, mean = (calibration.calibrate(model, judged, aggregation, None) for aggregation in (harsh, plain))
+    assert fitted.temperatures[0] == pytest.approx(0.7, rel=0.2)
+    assert fitted.reports[0].nll < mean.reports[0].nll and fitted.reports[0].closed_form is None
+    assert fitted.mismatch("ensemble", plain.calibrated_terms(OBJECTIVES)) is not None
 
 
 def test_missing_ratings_do_not_move_a_groups_temperature(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from pathlib import Path
 
@@ -433,6 +434,32 @@ def test_min_and_zscore_weigh_in_the_rewarder(
             terms = np.array([reward.terms for reward in scored])
             assert np.abs(terms.mean(0)).max() < 1e-4 and np.abs(terms.std(0, ddof=1) - 1).max() < 0.01
             assert {tuple(reward.weights.tolist()) for reward in scored} == {(0.5, 0.5)}
+
+
+def test_an_ensemble_is_centred_and_scored_in_the_rewarder(
+    policy_dir: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Its term is log sigmoid((mean - .5 variance - r_ref) / 3) of help and safe, here with a canned response as r_ref, which
+    is worth log .5; under another penalty the model is refused."""
+    model = make(policy_dir)
+    report = CalibrationReport(0.5, 0.69, 0.2, 0.25, 0.01, 100)
+    fitted = Calibration((3.0,), (report,), "ensemble", ("mean - 0.5 variance of help, safe",))
+    model.info = dataclasses.replace(model.info, rm_version=7, calibration=fitted)
+    model.save(tmp_path, tokenizer)
+    kind = ("aggregation.kind=ensemble", "aggregation.objectives=[help, safe]", "aggregation.probability_floor=0")
+    made, texts = rewarder(tmp_path, *kind, "aggregation.canned={ensemble: w9 w9}"), ("w7", "w8 w9", "w9 w9")
+    reference = made.score_references([ReferenceSamples("p", tuple(PROMPT), texts)])["p"]
+    made.set_references({"p": reference.value}, "key")
+    prompt = Prompt("p", tuple(PROMPT), np.ones(1, np.int32), {})
+    scored = made.score(RolloutGroup(0, prompt, tuple(rollout(text, False) for text in texts))).rewards
+    help_safe = np.array([reward.scores for reward in scored])[:, [0, 2]]
+    z = (help_safe.mean(1) - 0.5 * help_safe.var(1) - reference.value) / 3
+    assert [reward.value for reward in scored] == pytest.approx((-np.log1p(np.exp(-z))).tolist(), abs=1e-4)
+    assert scored[2].value == pytest.approx(math.log(0.5), abs=1e-4)
+    assert reference.z[:, 0].tolist() == pytest.approx(z.tolist(), abs=1e-4)
+    assert all((len(reward.terms), reward.weights.tolist()) == (1, [1.0]) for reward in scored)
+    with pytest.raises(ValueError, match=r"calibrated for ensemble of \(mean - 0.5 variance of help, safe\), but"):
+        rewarder_of(*kind, "aggregation.uncertainty_penalty=1").load(str(tmp_path), None)
 
 
 def test_armorm_golden_example() -> None:

@@ -69,6 +69,17 @@ def test_what_binds_is_where_the_reward_would_rise_most() -> None:
     assert transform_metrics([group_of(z, aggregation, [0.0, 1.0])], NAMES, aggregation)["reward/binding/a"] == 1.0
 
 
+def test_an_ensemble_is_one_term() -> None:
+    """Penalty .5: (4, 4) is z = 4, saturated; (8, 2) is 5 - 4.5; (-1, -7) is -4 - 4.5, linear."""
+    found = transform_metrics(
+        [group_of([[4, 4], [8, 2], [-1, -7]], settings_of("ensemble"), [0.0, 1.0])],
+        ["ensemble"],
+        settings_of("ensemble"),
+    )
+    assert found["reward/saturated_frac"] == found["reward/linear_frac"] == pytest.approx(1 / 3)
+    assert found["reward/binding/ensemble"] == 1.0
+
+
 def test_what_has_no_transform_is_not_measured() -> None:
     aggregation = settings_of("zscore")
     assert transform_metrics([group_of([[1, 0], [0, 1]], aggregation, [0.5, 0.5])], NAMES, aggregation) == {}
