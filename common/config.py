@@ -44,6 +44,7 @@ class DataConfig:
     demonstrations: str | None
     ratings: str | None
     preferences: str | None
+    strengths: str | None
     max_prompt_tokens: int
     long_prompts: str
 
@@ -166,6 +167,23 @@ class RewardTrainingConfig:
 
 
 @dataclass(frozen=True)
+class PreferencesConfig:
+    members: int
+    folds: int
+    train: str
+    vary_seed: bool
+    bootstrap: bool
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    lora_rank: int
+    workers: int
+    gpus: float
+    threads: int
+    keep_models: bool
+
+
+@dataclass(frozen=True)
 class LearnerConfig:
     ranks: int
     gpus: float
@@ -187,6 +205,7 @@ class LearnerConfig:
     kl_coef: float
     kl_estimator: str
     sft: SftConfig
+    preferences: PreferencesConfig
     reward_model: RewardTrainingConfig
 
 
@@ -326,5 +345,5 @@ def term_names(aggregation: Mapping[str, Any], objectives: Sequence[str]) -> lis
     return [kind]
 
 
-STAGES = ("sft", "collect", "reward_model", "iterate", "evaluate", "export", "report")
+STAGES = ("sft", "collect", "preferences", "reward_model", "iterate", "evaluate", "export", "report")
 COMMANDS = ("evaluate_rm", "explain")  # accepted by --stages alone; never skipped, never part of a run's `stages`

@@ -11,6 +11,7 @@ from typing import Any
 
 from common.aggregation_checks import wrong_aggregation
 from common.config import COMMANDS, GATELESS, KINDS, STAGES, Config, ExportConfig
+from common.preference_checks import wrong_preferences
 from common.reward_checks import wrong_reward_training
 
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -22,6 +23,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "aggregation.kind": KINDS,
     "aggregation.estimator": ("gaussian", "empirical"),
     "learner.kl_estimator": ("k2", "k3"),
+    "learner.preferences.train": ("heads", "lora", "full"),
     "learner.reward_model.stage_1": ("regression", "ridge"),
     "iteration.policy_start": ("continue", "reset"),
     "adaptation.when": ("never", "iteration"),
@@ -52,6 +54,15 @@ RANGES: dict[str, tuple[float, float]] = {
     "learner.groups_per_step": (1, 10**6),
     "learner.num_updates": (1, 64),
     "learner.kl_coef": (0, 10**3),
+    "learner.preferences.members": (2, 1000),
+    "learner.preferences.folds": (1, 500),
+    "learner.preferences.epochs": (1, 1000),
+    "learner.preferences.batch_size": (1, 10**6),
+    "learner.preferences.learning_rate": (0, 10),
+    "learner.preferences.lora_rank": (1, 1024),
+    "learner.preferences.workers": (1, 1000),
+    "learner.preferences.gpus": (0, 1),
+    "learner.preferences.threads": (1, 1024),
     "iteration.num": (1, 10**4),
     "iteration.steps": (1, 10**7),
     "iteration.max_staleness": (0, 8),
@@ -95,6 +106,7 @@ def _contradictions(config: Config) -> list[str]:
     found, names = _wrong_push(config.export), config.rewarder.objectives
     found += wrong_aggregation(config)
     found += _wrong_label_sources(config.rewarder.programs, config.rewarder.preference, names)
+    found += wrong_preferences(config)
     found += wrong_reward_training(config)
     if config.actors.top_p < 1:
         found.append("actors.top_p is below 1, but the learner's log-probs are over all tokens; set actors.top_p: 1")

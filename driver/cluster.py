@@ -24,6 +24,7 @@ from common.models import with_absolute_sources
 from driver.disks import Disks
 from driver.gauges import Gauges
 from driver.node_disk import NodeDisk
+from learner.preference_worker import PreferenceWorker
 from learner.rm_adapter import RmAdapter
 from learner.worker import LearnerWorker
 from rewarder.worker import RewarderWorker
@@ -46,6 +47,7 @@ class Cluster:
         self.actors: list[ActorHandle] = []
         self.rewarders: list[ActorHandle] = []
         self.adapters: list[ActorHandle] = []  # one, or none where the reward model is not adapted
+        self.preference_workers: list[ActorHandle] = []  # while stage preferences works
         self._names: dict[ActorHandle, str] = {}
         self.gauges = Gauges(config.run.name, config.rewarder.objectives)
 
@@ -118,6 +120,22 @@ class Cluster:
         adaptation = self._config.adaptation
         made = self._make(RmAdapter, "rm-adapter", adaptation.gpus, adaptation.threads, (self._config,))
         self.adapters.append(made)
+
+    def make_preference_workers(self) -> None:
+        """Makes the processes that train the members of stage preferences."""
+        preferences = self._config.learner.preferences
+        for index in range(preferences.workers):
+            name, arguments = f"preference-{index}", (index, self._config)
+            made = self._make(PreferenceWorker, name, preferences.gpus, preferences.threads, arguments)
+            self.preference_workers.append(made)
+        self.call_all(self.preference_workers, "connect")
+
+    def end_preference_workers(self) -> None:
+        """Gives back what they hold: no later stage needs them."""
+        for role in self.preference_workers:
+            ray.kill(role)
+            del self._names[role]
+        self.preference_workers.clear()
 
     def call(self, role: ActorHandle, method: str, *arguments: object, timeout_s: float | None = None) -> Any:
         """Calls one role and waits for its answer."""

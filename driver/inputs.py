@@ -25,11 +25,11 @@ FIRST_ROWS = 1000
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 # What a stage leaves in the run's directory, and the stages that read it
 MADE_BY = {
-    "sft": ("sft", {"collect", "reward_model", "iterate", "export"}),
-    "collect": ("collected/ratings.jsonl", {"reward_model"}),
+    "sft": ("sft", {"collect", "preferences", "reward_model", "iterate", "export"}),
+    "collect": ("collected/ratings.jsonl", {"preferences", "reward_model"}),
     "reward_model": ("rm/version_0", {"iterate"}),
 }
-POLICY_STAGES = {"sft", "collect", "reward_model", "iterate", "evaluate", "export"}
+POLICY_STAGES = {"sft", "collect", "preferences", "reward_model", "iterate", "evaluate", "export"}
 
 
 def check_data(config: Config, stages: Sequence[str], tokenizer: Any, findings: Findings) -> None:
@@ -91,6 +91,7 @@ def _check_named(config: Config, stages: set[str], findings: Findings) -> None:
         ("sft", data.demonstrations, "data.demonstrations"),
         ("collect", data.prompts, "data.prompts"),
         ("collect", judge.labeler, "judge.labeler"),
+        ("preferences", data.preferences or "collect" in made, "data.preferences (or stage collect)"),
         ("reward_model", labels, "data.ratings or data.preferences (or stage collect)"),
         ("reward_model", rewarder.objectives, "rewarder.objectives"),
         ("iterate", data.prompts, "data.prompts"),

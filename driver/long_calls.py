@@ -14,6 +14,11 @@ POLL_S = 0.5
 
 def follow(cluster: Cluster, roles: Sequence[Role], method: str, *arguments: object) -> Any:
     """Calls a long method on every role, showing the first one's progress until all have answered; its answer."""
+    return follow_all(cluster, roles, method, *arguments)[0]
+
+
+def follow_all(cluster: Cluster, roles: Sequence[Role], method: str, *arguments: object) -> list[Any]:
+    """The same, and every role's answer."""
     shown, progress = "", Progress("", 1, "")
     cluster.call(roles[0], "forget_progress")
     pending = cluster.submit(roles, method, *arguments)
@@ -24,4 +29,4 @@ def follow(cluster: Cluster, roles: Sequence[Role], method: str, *arguments: obj
         if now.what != shown:
             shown, progress = now.what, Progress(now.what, now.total, "steps")
         progress.reach(now.done, now.values)
-    return cluster.collect(roles, pending, method)[0]
+    return cluster.collect(roles, pending, method)

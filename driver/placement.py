@@ -25,6 +25,7 @@ ROLE_STAGES = {  # a run makes the roles that any of its stages needs, once, and
     "actors": {"collect", "iterate"},
     "rewarder": {"iterate"},
     "rm_adapter": {"iterate"},
+    "preference": {"preferences"},
     "learner": {"sft", "collect", "reward_model", "iterate", "export"},
 }
 
@@ -85,6 +86,7 @@ def learner_bytes(parameters: int, ranks: int, zero_stage: int, has_reference: b
 def roles_of(config: Config, stages: Sequence[str], policy: int | None, rewarder: int | None) -> list[Role]:
     """The roles that the stages start, with their estimates; `policy` and `rewarder` are parameter counts."""
     every = [_actors(config, policy), _rewarder(config, rewarder), _learner(config, policy, "iterate" in stages)]
+    every.append(_preference(config, policy))
     if config.adaptation.enabled:
         every.append(_adapter(config, rewarder))
     return [role for role in every if ROLE_STAGES[role.name] & set(stages)]
@@ -136,7 +138,14 @@ def disk_bytes(config: Config, stages: Sequence[str], policy: int | None, reward
     made = ("reward_model" in stages) * (1 + config.learner.reward_model.baseline)
     rm = 4 * (rewarder or policy) * (rounds + made + ("export" in stages))  # the export has a copy
     export = 4 * policy if "export" in stages else 0
-    return checkpoints + sft + rm + export
+    return checkpoints + sft + rm + export + (_kept_members(config, policy) if "preferences" in stages else 0)
+
+
+def _kept_members(config: Config, parameters: int) -> float:
+    """Members and their average; heads lie on one backbone, and their average on a second one."""
+    settings = config.learner.preferences
+    models = 2 if settings.train == "heads" else settings.members + 1
+    return 4 * parameters * models if settings.keep_models else 0
 
 
 def _actors(config: Config, parameters: int | None) -> Role:
@@ -161,6 +170,15 @@ def _adapter(config: Config, parameters: int | None) -> Role:
     adaptation = config.adaptation
     num_bytes = None if parameters is None else parameters * DTYPE_BYTES[config.rewarder.dtype]
     return Role("rm_adapter", 1, adaptation.gpus, adaptation.threads, num_bytes, f"weights, tier {adaptation.tier}")
+
+
+def _preference(config: Config, parameters: int | None) -> Role:
+    """The hidden states of train: heads come on top, as do low-rank updates, which are small."""
+    settings = config.learner.preferences
+    each = 16 if settings.train == "full" else DTYPE_BYTES[config.rewarder.dtype]
+    num_bytes = None if parameters is None else parameters * each
+    detail = f"{'weights, gradients, Adam' if settings.train == 'full' else 'weights'}; members of {settings.train}"
+    return Role("preference", settings.workers, settings.gpus, settings.threads, num_bytes, detail)
 
 
 def _learner(config: Config, parameters: int | None, iterates: bool) -> Role:

@@ -33,6 +33,7 @@ from driver.placement import (
     plan_lines,
     roles_of,
 )
+from driver.preference_checks import check_preferences
 from driver.rm_checks import check_commands
 from driver.services import check_cluster, check_redis
 
@@ -58,6 +59,7 @@ def check(config: Config, stages: list[str], resume: bool) -> Report:
     policy, rewarder, tokenizer, rm_tokenizer = _check_models(config, findings)
     check_data(config, stages, tokenizer, findings)
     check_labels(config, stages, rm_tokenizer, findings)
+    check_preferences(config, stages, tokenizer, findings)
     check_functions(config, findings)
     check_commands(config, stages, findings)
     if "export" in stages:

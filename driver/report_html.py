@@ -11,10 +11,19 @@ from html import escape
 
 from driver.report_data import Interval
 
+MOST_CHARACTERS = 4000  # of one text
+
 
 def safe(text: object) -> str:
     """Text of a run as HTML; half surrogates, which UTF-8 cannot hold, become question marks."""
     return escape(str(text).encode("utf-8", "replace").decode("utf-8"))
+
+
+def cut(text: str) -> str:
+    """The beginning of a long text, as HTML that says how much is missing."""
+    rest = len(text) - MOST_CHARACTERS
+    more = f" \N{HORIZONTAL ELLIPSIS} ({rest:,} more characters)" if rest > 0 else ""
+    return safe(text[:MOST_CHARACTERS]) + more
 
 
 def number(value: float, digits: int = 3) -> str:

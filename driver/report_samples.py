@@ -9,10 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from driver.report_data import LedgerCounts, RunFiles, Sample
-from driver.report_html import absent, bar, number, row, safe, section, table
+from driver.report_html import absent, bar, cut, number, row, safe, section, table
 
 SAMPLES = 12
-MOST_CHARACTERS = 4000
 
 
 def samples_section(samples: Sequence[Sample]) -> str:
@@ -51,16 +50,10 @@ def _sample(sample: Sample, top_score: float, top_gate: float) -> str:
         f"{number(sample.versions[1])}, finished by {safe(sample.finish_reason)}"
     )
     shown = (("Prompt", sample.prompt), ("Response", sample.response))
-    texts = "".join(f'<h3>{title}</h3><div class="full">{_cut(text)}</div>' for title, text in shown)
+    texts = "".join(f'<h3>{title}</h3><div class="full">{cut(text)}</div>' for title, text in shown)
     tables = _objective_table(sample, top_score, top_gate) + _term_table(sample)
     body = f'{texts}<div class="columns">{tables}</div><p class="note">{made}</p>'
     return f'<details class="sample"><summary>{line}</summary><div class="body">{body}</div></details>\n'
-
-
-def _cut(text: str) -> str:
-    rest = len(text) - MOST_CHARACTERS
-    more = f" \N{HORIZONTAL ELLIPSIS} ({rest:,} more characters)" if rest > 0 else ""
-    return safe(text[:MOST_CHARACTERS]) + more
 
 
 def _objective_table(sample: Sample, top_score: float, top_gate: float) -> str:

@@ -32,7 +32,7 @@ def reliability_chart(bins: Mapping[str, Sequence[Bin]], label: str) -> str:
         axes.vlines(x, low, high, color=COLOURS[colour], linewidth=1.4, alpha=0.7)
     axes.set_xlim(0.48, 1.02)
     axes.set_ylim(0.0, 1.03)
-    _plain(axes, "y")
+    plain(axes, "y")
     return as_svg(figure, label)
 
 
@@ -47,7 +47,7 @@ def contribution_chart(names: Sequence[str], contributions: Mapping[str, Sequenc
     axes.axvline(0, color=COLOURS["muted"], linewidth=0.8)
     axes.set_ylim(count - 0.5, -0.5)
     axes.set_yticks(range(count), [_short(name) for name in names], parse_math=False)  # a name may hold a $
-    _plain(axes, "x")
+    plain(axes, "x")
     return as_svg(figure, label)
 
 
@@ -59,7 +59,8 @@ def _short(name: str) -> str:
     return name if len(name) <= NAME_CHARS else f"{name[: NAME_CHARS - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def _plain(axes: Axes, grid: Literal["x", "y"]) -> None:
+def plain(axes: Axes, grid: Literal["x", "y"]) -> None:
+    """A grid in one direction, a base line, and small grey tick labels."""
     axes.patch.set_visible(False)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(COLOURS["rule"])

@@ -23,7 +23,11 @@ from common.redis_server import EmbeddedRedis
 from common.types import Prompt
 from driver import checkpoint
 from driver.cluster import Cluster
+from driver.placement import ROLE_STAGES
 from driver.progress import say
+
+STRENGTHS = Path("preferences") / "pairs.jsonl"  # in the run's directory
+LEARNER_STAGES = ROLE_STAGES["learner"]
 
 
 @dataclass
@@ -67,6 +71,14 @@ class Run:
         ratings, pairs = self.config.data.ratings, self.config.data.preferences
         return ratings and absolute(ratings), pairs and absolute(pairs)
 
+    @property
+    def strengths(self) -> str | None:
+        """pairs.jsonl with the strength of each pair: that of another run which is named, or what stage preferences of this run
+        made; None where there is neither."""
+        if self.config.data.strengths is not None:
+            return absolute(self.config.data.strengths)
+        return str((self.directory / STRENGTHS).resolve()) if "preferences" in self.config.stages else None
+
     def prompts(self, source: str, limit: int | None = None) -> list[Prompt]:
         """A prompt file through the policy's chat template."""
         assert self.config.policy.model is not None, "the preflight asks for a policy"
@@ -96,7 +108,8 @@ class Run:
             cluster.make_rewarders()
         if "iterate" in todo and self.config.adaptation.enabled:
             cluster.make_adapter()
-        cluster.make_learners()
+        if LEARNER_STAGES & set(todo):
+            cluster.make_learners()
 
     def open_queue(self) -> tuple[Queue, QueueAddress]:
         """The run's queue in a new incarnation; starts the embedded server where no redis.url is given."""

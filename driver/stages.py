@@ -1,6 +1,6 @@
 """The stages of a run, in order; each a function of the run's context that reads and writes the run's directory.
 
-    sft -> collect -> reward_model -> iterate -> evaluate -> export -> report
+    sft -> collect -> preferences -> reward_model -> iterate -> evaluate -> export -> report
     and the commands evaluate_rm, explain (driver/commands.py)
 
 A finished stage leaves `stages/<name>.json` with the hash of what it depended on; a resumed run skips it if the hash still
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 
 from common.config import COMMANDS, Config
@@ -31,13 +32,14 @@ from driver.long_calls import follow
 from driver.loop import Loop, Paths, read_loop_state
 from driver.measures import format_accuracy, summary_without_judge
 from driver.placement import DTYPE_BYTES, num_parameters
+from driver.preferences import run_preferences
 from driver.progress import say
 from driver.publish import Publisher
 from driver.references import sample_prompts
 from driver.report import write_report
 from driver.run import Run
 
-ROLE_STAGES = {"sft", "collect", "reward_model", "iterate", "export"}
+ROLE_STAGES = {"sft", "collect", "preferences", "reward_model", "iterate", "export"}
 
 
 class StageError(RuntimeError):
@@ -161,6 +163,7 @@ def run_report(run: Run) -> None:
 STAGES: dict[str, Callable[[Run], None]] = {
     "sft": run_sft,
     "collect": run_collect,
+    "preferences": run_preferences,
     "reward_model": run_reward_model,
     "iterate": run_iterate,
     "evaluate": run_evaluate,
@@ -174,6 +177,7 @@ STAGES: dict[str, Callable[[Run], None]] = {
 SECTIONS = {
     "sft": (("policy",), ("demonstrations",)),
     "collect": (("policy", "judge"), ("prompts",)),
+    "preferences": (("policy", "rewarder", "learner.preferences"), ("preferences",)),
     "reward_model": (("policy", "rewarder", "aggregation"), ("ratings", "preferences")),
     "iterate": (
         ("policy", "rewarder", "aggregation", "learner", "iteration", "adaptation", "actors"),
@@ -227,7 +231,7 @@ def _ideal_golds(run: Run) -> list[float]:
 def _key(run: Run, stage: str) -> dict[str, str]:
     """What a finished stage depended on: each section's and file's hash by name."""
     sections, files = SECTIONS[stage]
-    key = {name: _hash(json.dumps(asdict(getattr(run.config, name)), sort_keys=True).encode()) for name in sections}
+    key = {name: _hash(json.dumps(asdict(attrgetter(name)(run.config)), sort_keys=True).encode()) for name in sections}
     for name in files:
         source = getattr(run.config.data, name)
         if source is not None and Path(source).is_file():

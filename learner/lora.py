@@ -1,7 +1,8 @@
 """Low-rank updates (LoRA, 2106.09685) of a backbone's attention projections, merged into its weights after the fit.
 
-Called by learner/adapt.py (adaptation.tier: lora) and learner/reward_stage.py (learner.reward_model.lora_rank). Forty lines of
-our own, not a library: a version is one plain reward model directory, so the updates live only from `add_lora` to `merge_lora`.
+Called by learner/adapt.py (adaptation.tier: lora) and learner/stage_1.py (learner.reward_model.lora_rank, and members of stage
+preferences). Forty lines of our own, not a library: a version is one plain reward model directory, so the updates live only
+from `add_lora` to `merge_lora`.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def add_lora(backbone: nn.Module, rank: int, seed: int) -> list[nn.Parameter]:
     if not found:
         raise ValueError(
             f"{type(backbone).__name__} has no linear layers named {', '.join(TARGETS)}, and low-rank updates go there; "
-            "use adaptation.tier: gate, or learner.reward_model.lora_rank: null"
+            "use adaptation.tier: gate, learner.reward_model.lora_rank: null, or learner.preferences.train: heads or full"
         )
     generator = torch.Generator().manual_seed(seed)
     for name in found:

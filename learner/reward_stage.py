@@ -20,14 +20,12 @@ from transformers import AutoTokenizer
 
 from common.config import Config, RewardTrainingConfig
 from learner import baseline, calibration, held_out, length_bias, reward_training
+from learner.backbone_fit import Seeds, fit_backbone
 from learner.calibration import preference_column
-from learner.engine import Engine
-from learner.lora import add_lora, merge_lora
 from learner.policy_source import revision_of, tokenizer_of
 from learner.progress import Report
 from learner.reward_data import PromptSet, read_sides
 from learner.reward_training import Features
-from learner.stage_1 import Stage1
 from rewarder.aggregation import aggregation_of
 from rewarder.bradley_terry import new_scalar_model, save_classifier, stock_classifier
 from rewarder.debias import fit_debias
@@ -154,20 +152,9 @@ class RewardStage:
         column: int | None,
         report: Report,
     ) -> None:
-        """Stage 1 by gradient, of the whole backbone or of low-rank updates that are then merged into it; `column` is the
-        objective that the pairs train, where there is one."""
-        rank = self._settings.lora_rank
-        if rank is not None:
-            model.backbone.requires_grad_(False)
-            add_lora(model.backbone, rank, self._seed)
-        # Stage 2 and calibration read the heads outside DeepSpeed, so the parameters stay whole: no ZeRO-3 here.
-        whole = replace(self._learner, zero_stage=min(self._learner.zero_stage, 2))
-        engine = Engine(model, whole, settings.learning_rate, self._device)
-        budget = self._learner.micro_batch_tokens
-        Stage1(engine, model, settings, column, budget, self._seed, self._rank).train(training, report)
-        engine.free()
-        if rank is not None:
-            merge_lora(model.backbone)
+        """Stage 1 by gradient; `column` is the objective that the pairs train, where there is one."""
+        seeds = Seeds(self._seed, self._seed)
+        fit_backbone(model, training, self._learner, settings, column, seeds, self._rank, self._device, report)
 
     def _features(self, model: GatedRewardModel, sets: Sequence[PromptSet]) -> Features:
         budget, cache = self._learner.micro_batch_tokens, self._settings.feature_cache
