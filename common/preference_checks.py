@@ -20,10 +20,10 @@ def wrong_preferences(config: Config) -> list[str]:
     settings, found = config.learner.preferences, []
     members, folds = settings.members, settings.folds
     if members % max(folds, 1):
-        lower, higher = members - members % folds or folds, members - members % folds + folds
+        near = sorted({max(2, members // folds + more) * folds for more in (0, 1)})
         found.append(
             f"{KEY}.members is {members} and {KEY}.folds is {folds}; members must be a multiple of folds, so that every pair "
-            f"is left out equally often: use {' or '.join(map(str, dict.fromkeys((lower, higher))))} members"
+            f"is left out equally often: use {' or '.join(map(str, near))} members"
         )
     elif members < 2 * folds:
         found.append(
@@ -33,8 +33,8 @@ def wrong_preferences(config: Config) -> list[str]:
     if settings.keep_models and settings.vary_seed and settings.train != "heads":
         found.append(
             f"{KEY}.keep_models averages the weights of the members, but with {KEY}.vary_seed: true and train: "
-            f"{settings.train} they start from different heads, and then the average is worse than each of them; set "
-            f"vary_seed: false (the members differ in the data's order), keep_models: false, or train: heads"
+            f"{settings.train} they start from different heads, whose backbones do not average (docs/preferences.md); set "
+            f"vary_seed: false (then they differ in the data's order alone), keep_models: false, or train: heads"
         )
     return found + (_two_sources(config) if config.data.strengths else [])
 

@@ -124,14 +124,14 @@ def _weakest(found: Strength) -> str:
 def _pair(found: Strength, at: int) -> str:
     pair, mean, std = found.pairs[at], float(found.strength.mean[at]), float(found.strength.std[at])
     line = (
-        f'<span><b>{number(mean)}</b></span><span class="text prompt">{safe(pair.chosen[:300])}</span>'
-        f'<span class="text">{safe(pair.rejected[:300])}</span><span style="text-align:right">{number(std)}</span>'
+        f'<span><b>{fixed(mean)}</b></span><span class="text prompt">{safe(pair.chosen[:300])}</span>'
+        f'<span class="text">{safe(pair.rejected[:300])}</span><span style="text-align:right">{fixed(std)}</span>'
     )
     sides = (("Chosen", pair.chosen), ("Rejected", pair.rejected))
     texts = "".join(f'<div><h3>{name}</h3><div class="full">{cut(text)}</div></div>' for name, text in sides)
     note = (
         f'<p class="note">row {at + 1} of pairs.jsonl; by {found.strength.members[at]} members; in sample '
-        f"{number(float(found.in_sample.mean[at]))}, std {number(float(found.in_sample.std[at]))}</p>"
+        f"{fixed(float(found.in_sample.mean[at]))}, std {fixed(float(found.in_sample.std[at]))}</p>"
     )
     body = f'<h3>Prompt</h3>{_conversation(pair)}<div class="sides">{texts}</div>{note}'
     return f'<details class="sample"><summary>{line}</summary><div class="body">{body}</div></details>\n'

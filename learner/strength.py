@@ -23,6 +23,7 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 BUCKETS, BINS, FEWEST_SHARED = 20, 48, 10
 QUANTILES = (0.01, 0.05, 0.1, 0.2, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+SAME = 1e-5  # logits: what rounding makes of equal scores
 SHOWN = (0.5, 99.5)  # per cent: what a histogram spans; the rest is in its first and last bar
 
 
@@ -66,18 +67,19 @@ class Agreement:
 
 
 def check_differences(differences: Floats, member: int) -> None:
-    """ValueError for a member whose differences [P] are not finite, or all the same (it gives every response one score)."""
+    """ValueError for a member whose differences [P] are not finite, or all the same but for rounding (a constant reward)."""
     wrong = int((~np.isfinite(differences)).sum())
     if wrong:
         raise ValueError(
             f"member {member}: {wrong} of {len(differences)} score differences are not finite; lower "
             "learner.preferences.learning_rate, and use rewarder.dtype float32 or bfloat16"
         )
-    if np.ptp(differences) == 0:
+    if np.ptp(differences) < SAME:
+        size, mean = len(differences), float(differences.mean())
         raise ValueError(
-            f"member {member}: the score differences of all {len(differences)} pairs are {differences[0]:g}, so that it says "
-            "nothing of any; check that responses differ within rewarder.max_tokens and that the policy's weights are whole, "
-            "and change learner.preferences.learning_rate"
+            f"member {member}: the score differences of all {size} pairs are {mean:.3g} (to {SAME:g}): it says nothing of any; "
+            "check that the responses of a pair differ in tokens that the policy knows and that its weights are whole, and "
+            "change learner.preferences.learning_rate"
         )
 
 

@@ -70,7 +70,7 @@ def test_all_problems_come_at_once() -> None:
         "policy.dtype is 'float64'; it must be one of float32, bfloat16",
         "learner.ranks is 0; it must be between 1 and 10000",
         "iteration.max_staleness is 9; it must be between 0 and 8",
-        "stages has 'fly'; the stages are sft, collect, reward_model, iterate, evaluate, export, report",
+        "stages has 'fly'; the stages are sft, collect, preferences, reward_model, iterate, evaluate, export, report",
     ]
 
 
@@ -98,6 +98,31 @@ def test_all_problems_come_at_once() -> None:
         (
             ("learner.reward_model.lora_rank=8", "learner.reward_model.stage_1=ridge"),
             "lora_rank is 8, but stage_1: ridge leaves the backbone as it is",
+        ),
+        (
+            ("learner.preferences.train=heds",),
+            "learner.preferences.train is 'heds'; it must be one of heads, lora, full",
+        ),
+        (("learner.preferences.members=1",), "learner.preferences.members is 1; it must be between 2 and 1000"),
+        (
+            ("learner.preferences.members=9", "learner.preferences.folds=4"),
+            "members must be a multiple of folds, so that every pair is left out equally often: use 8 or 12 members",
+        ),
+        (
+            ("learner.preferences.members=3", "learner.preferences.folds=5"),
+            "so that every pair is left out equally often: use 10 members",
+        ),
+        (
+            ("learner.preferences.members=5", "learner.preferences.folds=5"),
+            "each pair has one member's opinion and no standard deviation; use at least 10 members",
+        ),
+        (
+            ("learner.preferences.keep_models=true", "learner.preferences.train=full"),
+            "they start from different heads, whose backbones do not average (docs/preferences.md); set vary_seed: false",
+        ),
+        (
+            ("data.strengths=s.jsonl", "stages=[preferences]"),
+            "data.strengths is 's.jsonl', but stage preferences makes the strengths of this run",
         ),
         (
             ("learner.reward_model.stage_1=lasso",),
