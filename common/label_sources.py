@@ -7,6 +7,7 @@ Owns what a program is (`rewarder.programs`): a pure function (messages, respons
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Real
 from types import MappingProxyType
 
@@ -18,6 +19,19 @@ from common.types import Message
 
 Program = Callable[[Sequence[Message], str], float]
 NO_PROGRAMS: Mapping[str, Program] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class LabelFiles:
+    """What a reward model is trained and calibrated on: files (or Hub data sets) of ratings, of pairs, and of the strengths of
+    those pairs (common/strengths.py)."""
+
+    ratings: str | None
+    pairs: str | None
+    strengths: str | None = None
+
+    def all(self) -> tuple[str | None, str | None, str | None]:
+        return self.ratings, self.pairs, self.strengths
 
 
 class ProgramError(ValueError):

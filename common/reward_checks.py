@@ -25,6 +25,8 @@ def wrong_reward_training(config: Config) -> list[str]:
     if training.lora_rank is not None:
         found += _wrong_lora(training.lora_rank, training.stage_1)
     found += _wrong_denoising(training.denoising) + _wrong_contrastive(training)
+    if not training.denoising.is_neutral:
+        found += _no_pairs_to_denoise(config)
     return found + (_wrong_baseline(config) if training.baseline else [])
 
 
@@ -83,6 +85,26 @@ def _wrong_denoising(denoising: DenoisingConfig) -> list[str]:
             "margin_cap > 0, in nats"
         )
     return found
+
+
+def _no_pairs_to_denoise(config: Config) -> list[str]:
+    found, where = [], "learner.reward_model.denoising"
+    if config.rewarder.model is not None:
+        found.append(
+            f"{where} is set but rewarder.model is {config.rewarder.model!r}: a model that is given is not trained; unset one"
+        )
+    if not config.data.preferences and "collect" not in config.stages:
+        found.append(f"{where} is set but there are no pairs; set data.preferences, or add stage collect")
+    if config.learner.reward_model.denoising.needs_strength and not _has_strengths(config):
+        found.append(
+            f"{where} asks how strong each pair is, but stage preferences is not in stages and data.strengths is null; add the "
+            "stage, or name the preferences/pairs.jsonl of a run that had it (smoothing with smooth: all needs none)"
+        )
+    return found
+
+
+def _has_strengths(config: Config) -> bool:
+    return config.data.strengths is not None or "preferences" in config.stages
 
 
 def _wrong_contrastive(training: RewardTrainingConfig) -> list[str]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from common.address import QueueAddress
 from common.config import Config
 from common.judge import PairItem
+from common.label_sources import LabelFiles
 from driver.checkpoint import commit
 from driver.cluster import Cluster
 from driver.labels import LabelBook, make_judge
@@ -58,11 +59,11 @@ class RewardModels:
         answers = self._cluster.call_all(self._cluster.rewarders, "load", self.served, self._revision())
         self.version = int(answers[0])
 
-    def connect(self, address: QueueAddress, ratings: str | None, pairs: str | None) -> None:
+    def connect(self, address: QueueAddress, files: LabelFiles) -> None:
         """Gives the adapter, if there is one, the scored stream and the original data."""
-        for source in (ratings, pairs) if self._cluster.adapters else ():
+        for source in files.all() if self._cluster.adapters else ():
             self._cluster.disks.share(source)
-        self._cluster.call_all(self._cluster.adapters, "connect", address, ratings, pairs)
+        self._cluster.call_all(self._cluster.adapters, "connect", address, files)
 
     def round(self, iteration: int, first_slot: int) -> dict[str, float | None]:
         """One round on the samples since first_slot; the names of the step line. Nothing where nothing is adapted."""

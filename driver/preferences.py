@@ -28,7 +28,7 @@ from learner.preference_worker import Fitted
 
 
 def run_preferences(run: Run) -> None:
-    config, source = run.config, run.labelled[1]
+    config, source = run.config, run.labelled.pairs
     assert source is not None, "the preflight asks for pairs"
     for path in (run.anchor, source):
         run.cluster.disks.share(path)

@@ -17,6 +17,7 @@ from actors.prompts import tokenize_prompts
 from common.address import QueueAddress
 from common.config import Config
 from common.data import read_prompts
+from common.label_sources import LabelFiles
 from common.models import absolute, local_directory
 from common.queue import Queue
 from common.redis_server import EmbeddedRedis
@@ -64,12 +65,14 @@ class Run:
         return absolute(self.config.rewarder.model)
 
     @property
-    def labelled(self) -> tuple[str | None, str | None]:
-        """The files of ratings and pairs that the reward model is made from: collected, or brought."""
+    def labelled(self) -> LabelFiles:
+        """What the reward model is made from: collected, or brought."""
         if "collect" in self.config.stages:
-            return absolute(self.collected("ratings")), absolute(self.collected("preferences"))
-        ratings, pairs = self.config.data.ratings, self.config.data.preferences
-        return ratings and absolute(ratings), pairs and absolute(pairs)
+            files = self.collected("ratings"), self.collected("preferences")
+        else:
+            files = self.config.data.ratings, self.config.data.preferences
+        ratings, pairs = (file and absolute(file) for file in files)
+        return LabelFiles(ratings, pairs, self.strengths)
 
     @property
     def strengths(self) -> str | None:

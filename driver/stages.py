@@ -96,12 +96,13 @@ def run_collect(run: Run) -> None:
 
 
 def run_reward_model(run: Run) -> None:
-    for source in (run.anchor, *run.labelled):
+    files = run.labelled
+    for source in (run.anchor, *files.all()):
         run.cluster.disks.share(source)
     disks, rm = run.cluster.disks, run.directory / "rm"
     with disks.writing(rm / "version_0") as target, disks.writing(rm / "baseline") as beside:
         baseline = beside if run.config.learner.reward_model.baseline else None
-        report = _on_learners(run, "reward_model", run.anchor, *run.labelled, target, baseline)
+        report = _on_learners(run, "reward_model", run.anchor, files, target, baseline)
     say(f"  {format_accuracy(report)}")
     for line in json.loads((run.directory / "rm" / "version_0" / "report.json").read_text())["calibration_warnings"]:
         say(f"  warning: {line}")
@@ -116,7 +117,7 @@ def run_iterate(run: Run) -> None:
     run.await_engines()
     run.cluster.disks.share(run.anchor)
     models = RewardModels(config, run.cluster, run.directory, run.reward_model)
-    models.connect(address, *run.labelled)
+    models.connect(address, run.labelled)
     paths = Paths(run.directory, run.anchor, run.anchor_directory)
     loop = Loop(config, run.cluster, queue, address, paths, prompts, models)
     loop.run(held_out)

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from common.config import RewarderConfig
+from common.config import DenoisingConfig, RewarderConfig, RewardTrainingConfig
 from common.data import PreferencePair, RatedResponse, read_pairs, read_ratings
 from common.label_sources import (
     NO_PROGRAMS,
+    LabelFiles,
     Program,
     load_programs,
     rate,
@@ -27,7 +28,9 @@ from common.label_sources import (
 )
 from common.sources import short
 from common.split import is_held_out, prompt_key
+from common.strengths import read_strengths
 from common.types import Message
+from learner.denoising import denoised_pairs
 from rewarder.scoring import OVERFLOW, Rendered, check_length, render
 
 CHECKED_ROWS = 8192  # at a time: hidden states may be a memory-mapped file
@@ -54,22 +57,40 @@ class PromptSet:
 
 
 def read_sides(
-    ratings: str | None,
-    pairs: str | None,
+    files: LabelFiles,
     objectives: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     rewarder: RewarderConfig,
-    held_out_fraction: float,
+    training: RewardTrainingConfig,
 ) -> tuple[list[PromptSet], list[PromptSet]]:
-    """(training, held out) from the two files, either of which may be missing, and the configured programs. Raises
-    ValueError where a model that is to be trained (no rewarder.model) has an objective without a source of labels, or with
-    ratings of held-out prompts alone."""
-    rated, paired = read_ratings(ratings) if ratings else [], read_pairs(pairs) if pairs else []
+    """(training, held out) from the files and the configured programs; training pairs are denoised, held-out ones as they came.
+    Raises ValueError where a model that is to be trained (no rewarder.model) has an objective without a source of labels, or
+    with ratings of held-out prompts alone; and for strengths of other pairs."""
+    fraction = training.held_out_fraction
+    rated = read_ratings(files.ratings) if files.ratings else []
+    paired = read_pairs(files.pairs) if files.pairs else []
     sources = rated, rewarder.programs, rewarder.preference, len(paired)
-    if rewarder.model is None and (problems := untrained_heads(objectives, *sources, held_out_fraction)):
+    if rewarder.model is None and (problems := untrained_heads(objectives, *sources, fraction)):
         raise ValueError("\n".join(problems))
     programs = load_programs(rewarder.programs)
-    return split(prompt_sets(rated, paired, objectives, tokenizer, rewarder.max_tokens, programs), held_out_fraction)
+    if paired and not training.denoising.is_neutral:
+        paired = _denoised(paired, files.strengths, training.denoising, fraction)
+    return split(prompt_sets(rated, paired, objectives, tokenizer, rewarder.max_tokens, programs), fraction)
+
+
+def _denoised(
+    pairs: Sequence[PreferencePair], strengths: str | None, denoising: DenoisingConfig, fraction: float
+) -> list[PreferencePair]:
+    """The training pairs denoised, then the held-out ones as they are."""
+    held_out = np.array([is_held_out(pair.messages, fraction) for pair in pairs])
+    if denoising.needs_strength:
+        assert strengths is not None, "the configuration asks for a source of strengths"
+        found = read_strengths(strengths, pairs)
+        mean, std = found.mean[~held_out], found.std[~held_out]
+    else:
+        mean = std = np.zeros(int((~held_out).sum()))
+    kept, unseen = ([pairs[index] for index in np.flatnonzero(side)] for side in (~held_out, held_out))
+    return [*denoised_pairs(kept, mean, std, denoising), *unseen]
 
 
 def prompt_sets(

@@ -19,6 +19,7 @@ import torch
 from transformers import AutoTokenizer
 
 from common.config import Config, RewardTrainingConfig
+from common.label_sources import LabelFiles
 from learner import baseline, calibration, held_out, length_bias, reward_training
 from learner.backbone_fit import Seeds, fit_backbone
 from learner.calibration import preference_column
@@ -40,15 +41,12 @@ class RewardStage:
         self._learner, self._settings, self._seed = config.learner, config.learner.reward_model, config.run.seed
         self._rank, self._device, self._report = rank, device, report
 
-    def run(
-        self, policy: str, ratings: str | None, pairs: str | None, directory: str, plain: str | None
-    ) -> dict[str, float]:
+    def run(self, policy: str, files: LabelFiles, directory: str, plain: str | None) -> dict[str, float]:
         """Trains (or, where rewarder.model names one, only calibrates) the reward model and writes it as version 0 to
         `directory`, with its report; trains a Bradley-Terry model on the same pairs and writes it to `plain`, where that is
         given. Raises ValueError for labels that nothing can be learned from, and CheckpointError."""
         model, tokenizer = self._start(policy), self._tokenizer(policy)
-        fraction = self._settings.held_out_fraction
-        sides = read_sides(ratings, pairs, model.objectives, tokenizer, self._rewarder, fraction)
+        sides = read_sides(files, model.objectives, tokenizer, self._rewarder, self._settings)
         if plain is not None:  # refused before anything is trained
             stock_classifier(model)
             baseline.paired(sides[0])

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from common.address import QueueAddress
 from common.config import Config
 from common.judge import PairItem, Preference
+from common.label_sources import LabelFiles
 from common.ledger import START
 from common.types import ScoredGroup
 from learner import reward_data
@@ -49,12 +50,12 @@ class RmAdapter(Watched):
         self._proposal = Proposal((), (), None)
         self._iteration = 0
 
-    def connect(self, queue: QueueAddress, ratings: str | None, pairs: str) -> None:
-        """Opens the scored stream; ratings and pairs are the original data that the served model was made from."""
+    def connect(self, queue: QueueAddress, files: LabelFiles) -> None:
+        """Opens the scored stream; the files are the original data that the served model was made from."""
         torch.set_num_threads(self._settings.threads)
         init_single_rank()
         self._queue = queue.connect()
-        self._ratings, self._pairs = ratings, pairs
+        self._files = files
 
     def propose(self, iteration: int, first_slot: int) -> list[PairItem]:
         """Pairs of this iteration's newest samples (slots from first_slot on), to be judged before `fit`."""
@@ -102,14 +103,14 @@ class RmAdapter(Watched):
     def _data(
         self, preferences: Mapping[str, Preference], objectives: Sequence[str], tokenizer: PreTrainedTokenizerBase
     ) -> Data:
-        most, fraction = self._rewarder.max_tokens, self._config.learner.reward_model.held_out_fraction
-        original = reward_data.read_sides(self._ratings, self._pairs, objectives, tokenizer, self._rewarder, fraction)
-        training, held_out = (self._bounded(sets) for sets in original)
+        most, training = self._rewarder.max_tokens, self._config.learner.reward_model
+        original = reward_data.read_sides(self._files, objectives, tokenizer, self._rewarder, training)
+        bounded = (self._bounded(sets) for sets in original)
         fit, evidence = (
             judged_sets(items, preferences, objectives, tokenizer, most)
             for items in (self._proposal.fit, self._proposal.evidence)
         )
-        return Data(fit, evidence, training, held_out)
+        return Data(fit, evidence, *bounded)
 
     def _bounded(self, sets: list[PromptSet]) -> list[PromptSet]:
         """The same MOST_ORIGINAL_PROMPTS of them in every round."""

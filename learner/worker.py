@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from common.address import QueueAddress
 from common.config import Config, LearnerConfig, term_names
 from common.data import read_demonstrations
+from common.label_sources import LabelFiles
 from common.ledger import BatchAssembler, Ledger
 from common.types import FloatArray, IntArray, ScoredGroup
 from learner import sft
@@ -89,11 +90,11 @@ class LearnerWorker(Watched):
         return metrics
 
     def reward_model(
-        self, policy: str, ratings: str | None, pairs: str | None, directory: str, baseline: str | None = None
+        self, policy: str, files: LabelFiles, directory: str, baseline: str | None = None
     ) -> dict[str, float]:
         """Makes rm version 0 in `directory` and, where one is given, a Bradley-Terry baseline in `baseline`."""
         stage = RewardStage(self._config, self._rank, self._device, self._report)
-        return stage.run(policy, ratings, pairs, directory, baseline)
+        return stage.run(policy, files, directory, baseline)
 
     # ---- the loop -----------------------------------------------------------------------------------------------------
 

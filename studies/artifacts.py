@@ -17,6 +17,7 @@ from actors.prompts import shard, tokenize_prompts
 from common.config import Config
 from common.data import read_prompts, write_jsonl
 from common.judge import label_samples, load_function
+from common.label_sources import LabelFiles
 from common.types import Prompt
 from examples.sandbox.prepare import prepare
 from examples.sandbox.version import world_hash
@@ -97,9 +98,13 @@ def make_reward_model(config: Config, lab: Lab, directory: Path, report: Report)
     report("references", 1, 3)
     _references(config, lab, anchor, directory)
     report("reward model", 2, 3)
-    ratings, pairs = (str(directory / f"{name}.jsonl") for name in ("ratings", "preferences"))
     plain = str(directory / "baseline") if config.learner.reward_model.baseline else None
-    learner.reward_model(str(anchor), ratings, pairs, str(directory / "model"), plain)
+    learner.reward_model(str(anchor), label_files(directory), str(directory / "model"), plain)
+
+
+def label_files(directory: Path) -> LabelFiles:
+    """The labels that a reward model's artifact holds."""
+    return LabelFiles(str(directory / "ratings.jsonl"), str(directory / "preferences.jsonl"))
 
 
 MAKERS: dict[str, Callable[[Config, Lab, Path, Report], None]] = {

@@ -76,8 +76,7 @@ def _scorer(config: Config, anchor: Path, rm: Path) -> Callable[[RolloutGroup], 
     rewarder = RewarderWorker("study", config.rewarder, config.aggregation, "cpu")
     with tempfile.TemporaryDirectory() as calibrated:
         given = replace(config, rewarder=replace(config.rewarder, model=str(rm / "model")))
-        ratings, pairs = (str(rm / f"{name}.jsonl") for name in ("ratings", "preferences"))
-        learner_of(given).reward_model(str(anchor), ratings, pairs, calibrated)
+        learner_of(given).reward_model(str(anchor), artifacts.label_files(rm), calibrated)
         rewarder.load(calibrated, None)
     if config.aggregation.kind not in UNCENTRED:
         responses = artifacts.reference_responses(rm)

@@ -139,10 +139,9 @@ def _exchange(features: Features, seed: int) -> Features:
 
 def _training_features(config: Config, model: GatedRewardModel, rm: Path) -> Features:
     """Of the conversations that the reward model was trained on."""
-    files = str(rm / "ratings.jsonl"), str(rm / "preferences.jsonl")
     tokenizer = AutoTokenizer.from_pretrained(rm / "model")
-    fraction = config.learner.reward_model.held_out_fraction
-    training, _ = reward_data.read_sides(*files, model.objectives, tokenizer, config.rewarder, fraction)
+    files, settings = artifacts.label_files(rm), config.learner.reward_model
+    training, _ = reward_data.read_sides(files, model.objectives, tokenizer, config.rewarder, settings)
     return reward_training.extract_features(model, training, config.learner.micro_batch_tokens, 0, CPU)
 
 

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from common.config import Config
 from common.config_file import BASE, load_config
 from common.data import PreferencePair, RatedResponse, to_fields, write_jsonl
+from common.label_sources import LabelFiles
 from common.types import Message
 from learner.reward_data import PromptSet, read_sides
 from learner.reward_stage import RewardStage
@@ -58,16 +59,19 @@ def configured(*overrides: str) -> Config:
 
 def run_stage(root: Path, out: Path, config: Config, baseline: bool, rank: int = 0) -> dict[str, float]:
     """The whole stage into out/version_0 and, where it is asked for, out/baseline; the report. Needs a process group."""
-    files = str(root / "policy"), str(root / "ratings.jsonl"), str(root / "pairs.jsonl")
     stage = RewardStage(config, rank, torch.device("cpu"), lambda *_: None)
-    return stage.run(*files, str(out / "version_0"), str(out / "baseline") if baseline else None)
+    targets = str(out / "version_0"), str(out / "baseline") if baseline else None
+    return stage.run(str(root / "policy"), label_files(root), *targets)
+
+
+def label_files(root: Path) -> LabelFiles:
+    return LabelFiles(str(root / "ratings.jsonl"), str(root / "pairs.jsonl"))
 
 
 def sides(root: Path) -> tuple[list[PromptSet], list[PromptSet]]:
     """What the stage trains on, and what it holds out."""
-    tokenizer, files = AutoTokenizer.from_pretrained(root / "policy"), ("ratings.jsonl", "pairs.jsonl")
-    ratings, pairs = (str(root / name) for name in files)
-    return read_sides(ratings, pairs, OBJECTIVES, tokenizer, configured().rewarder, 0.3)
+    tokenizer, config = AutoTokenizer.from_pretrained(root / "policy"), configured()
+    return read_sides(label_files(root), OBJECTIVES, tokenizer, config.rewarder, config.learner.reward_model)
 
 
 def accuracy(model: GatedRewardModel, sets: list[PromptSet]) -> float:

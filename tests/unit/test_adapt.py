@@ -17,6 +17,7 @@ from common.address import QueueAddress
 from common.config import Config
 from common.config_file import BASE, load_config
 from common.judge import Preference
+from common.label_sources import LabelFiles
 from common.types import ScoredRecord, SlotDropped
 from learner.adapt import Method, fit_lora, logit_scale
 from learner.candidates import judged_sets, propose
@@ -73,7 +74,7 @@ def adapter(
     monkeypatch.setattr("learner.rm_adapter.init_single_rank", lambda: None)  # the module's fixture has made it
     made = RmAdapter(load_config(BASE, [*SETTINGS, *overrides]))
     address = cast(QueueAddress, stream or Stream(list(samples(200))))
-    made.connect(address, str(world["ratings"]), str(world["pairs"]))
+    made.connect(address, LabelFiles(str(world["ratings"]), str(world["pairs"])))
     return made
 
 

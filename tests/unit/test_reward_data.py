@@ -13,6 +13,7 @@ import torch
 from common.config import KINDS, ONE_SCORE, RewarderConfig
 from common.config_file import BASE, load_config
 from common.data import PreferencePair, RatedResponse, to_fields, write_jsonl
+from common.label_sources import LabelFiles
 from common.types import Message
 from learner import calibration, reward_data
 from learner.reward_data import Pair, flatten
@@ -80,8 +81,12 @@ def brief(messages: Sequence[Message], response: str) -> float:
     return 1 / len(response.split())
 
 
+CONFIG = load_config(BASE, ["aggregation.kind=final_score", "learner.reward_model.held_out_fraction=0.2"])
+TRAINING = CONFIG.learner.reward_model
+
+
 def rewarder(**changes: object) -> RewarderConfig:
-    return replace(load_config(BASE, ["aggregation.kind=final_score"]).rewarder, **changes)  # type: ignore[arg-type]
+    return replace(CONFIG.rewarder, **changes)  # type: ignore[arg-type]
 
 
 def test_programs_rate_every_response_beside_people(tokenizer) -> None:
@@ -95,15 +100,48 @@ def test_programs_rate_every_response_beside_people(tokenizer) -> None:
 def test_pairs_alone_train_where_every_objective_has_a_source(tokenizer, tmp_path: Path) -> None:
     rows = [to_fields(PreferencePair(ask(f"w{i} w{j}"), "w20", "w21 w22")) for i in range(20) for j in range(5)]
     write_jsonl(tmp_path / "pairs.jsonl", rows)
-    files = None, str(tmp_path / "pairs.jsonl"), OBJECTIVES, tokenizer
+    files = LabelFiles(None, str(tmp_path / "pairs.jsonl")), OBJECTIVES, tokenizer
     programs = {"safe": f"{__name__}:brief"}
-    training, unseen = reward_data.read_sides(*files, rewarder(programs=programs, preference="good"), 0.2)
+    training, unseen = reward_data.read_sides(*files, rewarder(programs=programs, preference="good"), TRAINING)
     assert len(training) + len(unseen) == 100
     np.testing.assert_equal(unseen[0].ratings, np.array([[np.nan, 1.0], [np.nan, 0.5]], dtype=np.float32))
     with pytest.raises(ValueError, match="no rating of good, safe: the ratings have nothing"):
-        reward_data.read_sides(*files, rewarder(), 0.2)
-    training, _ = reward_data.read_sides(*files, rewarder(model="given"), 0.2)  # a given model is only calibrated
+        reward_data.read_sides(*files, rewarder(), TRAINING)
+    training, _ = reward_data.read_sides(*files, rewarder(model="given"), TRAINING)  # a given model is only calibrated
     assert np.isnan(training[0].ratings).all()
+
+
+def test_training_pairs_are_denoised_and_held_out_ones_stay_as_they_came(tokenizer, tmp_path: Path) -> None:
+    """Every second pair is weak; the weaker half of those that train changes sides, and half the strength is the margin."""
+    rows = [PreferencePair(ask(f"w{i} w{j}"), "w20", "w21 w22") for i in range(20) for j in range(5)]
+    strengths = [{"strength_mean": -3.0 if i % 2 else 2.0, "strength_std": 0.5} for i in range(100)]
+    write_jsonl(tmp_path / "pairs.jsonl", [to_fields(row) for row in rows])
+    write_jsonl(tmp_path / "strong.jsonl", [to_fields(r) | s for r, s in zip(rows, strengths, strict=True)])
+    files = LabelFiles(None, str(tmp_path / "pairs.jsonl"), str(tmp_path / "strong.jsonl"))
+    asked = replace(TRAINING.denoising, flip=0.4, margin=0.5, smoothing=0.1, smooth="all")
+    given = OBJECTIVES, tokenizer, rewarder(model="given"), replace(TRAINING, denoising=asked)
+    training, unseen = reward_data.read_sides(files, *given)
+    found = [(len(p.conversations[p.pairs[0].chosen].ids), p.pairs[0]) for p in training]
+    short, long = sorted({length for length, _ in found})
+    turned = [pair for length, pair in found if length == long]
+    assert len(training) + len(unseen) == 100 and abs(len(turned) - 0.4 * len(training)) <= 1
+    assert set(turned) == {Pair(0, 1, 0.9, 1.5)}
+    assert {pair for length, pair in found if length == short} == {Pair(0, 1, 0.9, -1.5), Pair(0, 1, 0.9, 1.0)}
+    assert {(len(p.conversations[p.pairs[0].chosen].ids), p.pairs[0]) for p in unseen} == {(short, Pair(0, 1))}
+    write_jsonl(tmp_path / "pairs.jsonl", [to_fields(row) for row in rows[::-1]])
+    with pytest.raises(
+        ValueError, match="has the strengths of other pairs: 100 rows .* first differ in row 1, in its prompt"
+    ):
+        reward_data.read_sides(files, *given)
+
+
+def test_smoothing_of_all_needs_no_strengths(tokenizer, tmp_path: Path) -> None:
+    rows = [PreferencePair(ask(f"w{i} w{j}"), "w20", "w21 w22") for i in range(10) for j in range(5)]
+    write_jsonl(tmp_path / "pairs.jsonl", [to_fields(row) for row in rows])
+    settings = replace(TRAINING, denoising=replace(TRAINING.denoising, smoothing=0.2, smooth="all"))
+    files = LabelFiles(None, str(tmp_path / "pairs.jsonl"))
+    training, unseen = reward_data.read_sides(files, OBJECTIVES, tokenizer, rewarder(model="given"), settings)
+    assert {p.pairs[0] for p in training} == {Pair(0, 1, 0.8)} and {p.pairs[0] for p in unseen} == {Pair(0, 1)}
 
 
 def test_a_conversation_and_its_continuation_fall_on_the_same_side(tokenizer) -> None:

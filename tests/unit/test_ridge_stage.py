@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 from common.config import Config
 from common.config_file import BASE, load_config
 from common.data import PreferencePair, RatedResponse, to_fields, write_jsonl
+from common.label_sources import LabelFiles
 from common.models import with_absolute_sources
 from common.split import is_held_out
 from common.types import Message
@@ -87,15 +88,14 @@ def train(root: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *overrides: st
     monkeypatch.setattr("learner.worker.init_process_group", lambda *_: CPU)  # the module's fixture has made it
     worker = LearnerWorker(0, configured(*overrides))
     worker.connect("", 0)
-    return worker.reward_model(str(root / "policy"), str(root / "ratings.jsonl"), str(root / "pairs.jsonl"), str(out))
+    files = LabelFiles(str(root / "ratings.jsonl"), str(root / "pairs.jsonl"))
+    return worker.reward_model(str(root / "policy"), files, str(out))
 
 
 def training_sets(root: Path) -> list[reward_data.PromptSet]:
-    files, tokenizer = (
-        (str(root / "ratings.jsonl"), str(root / "pairs.jsonl")),
-        AutoTokenizer.from_pretrained(root / "policy"),
-    )
-    return reward_data.read_sides(*files, OBJECTIVES, tokenizer, configured().rewarder, 0.3)[0]
+    files, config = LabelFiles(str(root / "ratings.jsonl"), str(root / "pairs.jsonl")), configured()
+    tokenizer = AutoTokenizer.from_pretrained(root / "policy")
+    return reward_data.read_sides(files, OBJECTIVES, tokenizer, config.rewarder, config.learner.reward_model)[0]
 
 
 def test_the_heads_are_fitted_and_the_backbone_stays(
@@ -255,7 +255,8 @@ def test_an_objective_without_ratings_is_named(
     worker = LearnerWorker(0, configured())
     worker.connect("", 0)
     with pytest.raises(ValueError, match=message):
-        worker.reward_model(str(world / "policy"), str(few), str(world / "pairs.jsonl"), str(tmp_path / "rm"))
+        files = LabelFiles(str(few), str(world / "pairs.jsonl"))
+        worker.reward_model(str(world / "policy"), files, str(tmp_path / "rm"))
 
 
 def test_the_cache_is_named_from_the_drivers_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
