@@ -48,7 +48,7 @@ def _title(found: Strength) -> str:
     text += (
         "Each pair is judged by the members that did not train on its prompt."
         if found.cross_fitted
-        else "All members trained on all pairs (folds 1), wrong labels too: errors are partly hidden."
+        else "All members trained on all training pairs (folds 1), wrong labels too: errors are partly hidden."
     )
     kicker = '<p class="kicker">iter-rlhf: stage preferences</p><h1>Preference strength</h1>'
     warned = "".join(f'<p class="absent">{safe(line)}</p>' for line in found.warnings)
