@@ -21,7 +21,7 @@ import torch
 from common.judge import load_function
 from driver.environment import code_version
 from examples.sandbox.version import world_hash
-from studies import artifacts
+from studies import artifacts, making
 from studies.lab import Lab
 from studies.rows import Row
 from studies.study import Unit, unit_called
@@ -68,7 +68,7 @@ def _run(kind: str, unit: Unit, lab: Lab, answers: TextIO) -> None:
 
     config, started = unit.config, time.monotonic()
     if kind in artifacts.KINDS:
-        artifacts.make(artifacts.KINDS[kind](config), config, lab, report)
+        making.make(artifacts.KINDS[kind](config), config, lab, report)
     else:
         end, curves = load_function(unit.arm.measure)(unit, lab, report)
         wall_s = time.monotonic() - started

@@ -1,0 +1,86 @@
+"""The synchronous loop of a study, step by step: the slots' prompts are sampled, rewarded and trained on.
+
+Owns which prompts a step has and what rewards its samples; whoever steps it publishes the weights before. Called by
+measures.py, which measures the policy along the way, and by making.py, which wants the policy that comes out.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from actors.prompts import SampleRequest, SlotPrompts, response_seed
+from common.config import UNCENTRED, Config
+from common.judge import JudgeItem, load_function
+from common.types import Reward, RolloutGroup, ScoredGroup
+from examples.sandbox.labels import PAIR_SHARPNESS
+from learner.worker import LearnerWorker
+from rewarder.worker import ReferenceSamples, RewarderWorker
+from studies import artifacts
+from studies.lab import Lab, learner_of
+
+Score = Callable[[RolloutGroup], ScoredGroup]
+
+
+class Loop:
+    """The steps of all iterations of a configuration, for a learner that starts from the anchor."""
+
+    def __init__(self, config: Config, lab: Lab, learner: LearnerWorker, anchor: Path, score: Score):
+        self._config, self._lab, self._learner, self._score = config, lab, learner, score
+        self._size, self._per_iteration = config.learner.groups_per_step, config.iteration.steps
+        parts, slots = artifacts.shards(config, anchor), config.iteration.steps * config.learner.groups_per_step
+        self._orders = [SlotPrompts(part, i * slots, config.run.seed) for i, part in enumerate(parts)]
+
+    def step(self, step: int) -> None:
+        """Samples from the weights in the engine, which must be those of `step`, and trains to those of step + 1."""
+        order = self._orders[step // self._per_iteration]
+        groups = _sample(self._config, self._lab, order, range(step * self._size, (step + 1) * self._size))
+        self._learner.train_groups(step + 1, [self._score(group) for group in groups])
+
+
+def reward_of(config: Config, anchor: Path, rm: Path) -> Score:
+    """The rewarder on the seed's reward model, calibrated for this configuration's aggregation, with its references."""
+    rewarder = RewarderWorker("study", config.rewarder, config.aggregation, "cpu")
+    with tempfile.TemporaryDirectory() as calibrated:
+        given = replace(config, rewarder=replace(config.rewarder, model=str(rm / "model")))
+        learner_of(given).reward_model(str(anchor), artifacts.label_files(rm), calibrated)
+        rewarder.load(calibrated, None)
+    if config.aggregation.kind not in UNCENTRED:
+        responses = artifacts.reference_responses(rm)
+        prompts = [prompt for part in artifacts.shards(config, anchor) for prompt in part]
+        samples = [ReferenceSamples(p.prompt_id, p.messages, responses[p.prompt_id]) for p in prompts]
+        scored = rewarder.score_references(samples)
+        rewarder.set_references({name: reference.value for name, reference in scored.items()}, "anchor")
+    return rewarder.score
+
+
+def gold_reward(config: Config) -> Score:
+    """Rewards that know the truth: gold on the scale of the labels, Bernoulli(sigmoid(PAIR_SHARPNESS x difference))."""
+    assert config.judge.function is not None, "studies have a judge"
+    judge, objectives = load_function(config.judge.function), config.rewarder.objectives
+    one = np.ones(1, dtype=np.float32)
+    gate = np.full(len(objectives), 1 / len(objectives), dtype=np.float32)
+
+    def score(group: RolloutGroup) -> ScoredGroup:
+        rewards = []
+        for rollout in group.rollouts:
+            item = JudgeItem(group.prompt.messages, group.prompt.meta, rollout.response, rollout.finish_reason)
+            gold = judge(item)
+            scores = np.array([gold[name] for name in objectives], dtype=np.float32)
+            term = np.array([PAIR_SHARPNESS * gold["gold"]], dtype=np.float32)
+            rewards.append(Reward(scores, gate, term, one, 0.0))
+        return ScoredGroup(group, tuple(rewards), 0, "none")
+
+    return score
+
+
+def _sample(config: Config, lab: Lab, order: SlotPrompts, slots: Sequence[int]) -> list[RolloutGroup]:
+    prompts = [order.prompt(slot) for slot in slots]
+    count, seed = config.actors.responses_per_prompt, config.run.seed
+    requests = [SampleRequest(p.token_ids, count, response_seed(seed, s)) for p, s in zip(prompts, slots, strict=True)]
+    sampled = lab.sample_requests(requests)
+    return [RolloutGroup(s, p, tuple(r)) for s, p, r in zip(slots, prompts, sampled, strict=True)]
