@@ -7,30 +7,21 @@ Same rows, same bytes: no date, no random ids.
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
+from studies import svg
 from studies.rows import Row
 from studies.statistics import at_kl, largest_kl, t_interval
+from studies.svg import BLUE, GREEN, HEIGHT, MUTED, ORANGE, PALETTE, PURPLE, TALL
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart, and the inks of the page
-BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#e69f00", "#009e73", "#cc79a7"
-PALETTE = (BLUE, ORANGE, GREEN, PURPLE, "#d55e00", "#56b4e9", "#1b1f23")
-INK, MUTED, RULE = "#1b1f23", "#6b7278", "#e3e6e8"
-DPI = 96  # so that a size in pixels is that size on a page
-WIDTH, HEIGHT, TALL = 900, 460, 580  # pixels
 SOME = (0, (2.5, 1))  # dashes: fewer than all of the seeds
-LABEL_CHARS = 26  # a longer label is broken into lines
 GRID_POINTS = 60
 CHANCE = 0.5  # accuracy of a coin on pairs
 MARKED_UP_TO = 20  # points; a line of more has no markers
@@ -52,18 +43,18 @@ def gold_over_kl(
     """
     if len(rows_by_arm) > len(PALETTE):
         raise ValueError(f"a figure has {len(PALETTE)} colours; got {len(rows_by_arm)} arms; draw fewer in one figure")
-    figure = _figure(HEIGHT, title)
+    figure = svg.figure(HEIGHT, title)
     axes = figure.add_subplot()
     for arm, colour in zip(rows_by_arm, PALETTE, strict=False):
         rows = _rows(rows_by_arm, arm)
         _runs(axes, rows, colour, curve)
         _mean_at_kl(axes, rows, colour, f"{arm} {_seeds(rows)}", curve)
     cut = max_kl < axes.get_xlim()[1]
-    _finish(axes, f"sequence KL to the reference (nats){f'; runs go on beyond {max_kl:g}' if cut else ''}", label)
+    svg.finish(axes, f"sequence KL to the reference (nats){f'; runs go on beyond {max_kl:g}' if cut else ''}", label)
     if cut:
         _cut(axes, max_kl)
-    _legend(axes, _entries(axes) + _kl_key())
-    _write(figure, path)
+    svg.legend(axes, svg.entries(axes) + _kl_key())
+    svg.write(figure, path)
 
 
 def proxy_and_gold(
@@ -74,7 +65,7 @@ def proxy_and_gold(
     Means over seeds with 95 % t bands, thin lines for the seeds. Accuracy is the curve "onpolicy_accuracy", which may be NaN
     at most steps. Raises ValueError where an arm has no rows or a row lacks a curve.
     """
-    rows, figure = _rows(rows_by_arm, arm), _figure(TALL, title)
+    rows, figure = _rows(rows_by_arm, arm), svg.figure(TALL, title)
     quality, accuracy = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (2, 1)})
     _band(quality, rows, "proxy", ORANGE, "quality that the reward model predicts")
     _band(quality, rows, "gold", BLUE, "gold quality")
@@ -82,17 +73,17 @@ def proxy_and_gold(
         _band(quality, _rows(rows_by_arm, ceiling), "gold", GREEN, "gold quality when trained on gold (ceiling)")
     _band(accuracy, rows, "onpolicy_accuracy", PURPLE, "reward model's accuracy on the policy's own pairs")
     accuracy.axhline(CHANCE, color=MUTED, linewidth=1.1, linestyle=(0, (1, 2)), label="accuracy by chance")
-    _finish(quality, "", "quality", bounded=True)
-    _finish(accuracy, "step", "accuracy", bounded=True)
-    _legend(quality, _entries(quality) + _band_key(rows))
-    _legend(accuracy, _entries(accuracy))
-    _write(figure, path)
+    svg.finish(quality, "", "quality", bounded=True)
+    svg.finish(accuracy, "step", "accuracy", bounded=True)
+    svg.legend(quality, svg.entries(quality) + _band_key(rows))
+    svg.legend(accuracy, svg.entries(accuracy))
+    svg.write(figure, path)
 
 
 def dots(path: Path, values: Mapping[str, Mapping[str, Sequence[float]]], order: Sequence[str], x: str) -> None:
     """A line for each name of `order`, from above; on it, a colour an arm, small dots for the seeds of values[arm][name] and a
     large one for their mean with its 95 % t interval. An arm without a name leaves its place empty."""
-    figure = _figure(HEIGHT, "")
+    figure = svg.figure(HEIGHT, "")
     axes = figure.add_subplot()
     for at, (arm, colour) in enumerate(zip(values, PALETTE, strict=False)):
         shift = 0.2 * (at - (len(values) - 1) / 2)
@@ -102,18 +93,52 @@ def dots(path: Path, values: Mapping[str, Mapping[str, Sequence[float]]], order:
             axes.plot([mean.low, mean.high], [y, y], color=colour, linewidth=2.0)
             axes.plot([mean.mean], [y], color=colour, marker="o", markersize=6)
         axes.plot([], [], color=colour, linewidth=2.0, marker="o", markersize=6, label=arm)
-    _finish(axes, x, "")
-    axes.set_yticks(range(len(order)), [name.replace("_", "-") for name in order], color=INK)
+    svg.finish(axes, x, "")
+    axes.set_yticks(range(len(order)), [name.replace("_", "-") for name in order], color=svg.INK)
     axes.invert_yaxis()
     key = [
         Line2D([], [], color=MUTED, linewidth=2.0, marker="o", markersize=6, label="mean, 95 % t interval"),
         Line2D([], [], color=MUTED, linewidth=0, marker="o", markersize=3, label="one seed"),
     ]
-    _legend(axes, _entries(axes) + key)
-    _write(figure, path)
+    svg.legend(axes, svg.entries(axes) + key)
+    svg.write(figure, path)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Lines over numbers: values[line][x] are those of the seeds."""
+
+    values: Mapping[str, Mapping[float, Sequence[float]]]
+    x: str
+    y: str
+
+
+def panels(path: Path, drawn: Sequence[Panel]) -> None:
+    """One below the other, a colour a line: means over the seeds with 95 % t intervals, set apart a little where lines share
+    their places. Raises ValueError for more lines than colours."""
+    figure = svg.figure(TALL, "")
+    for axes, panel in zip(figure.subplots(len(drawn), 1, squeeze=False)[:, 0], drawn, strict=True):
+        if len(panel.values) > len(PALETTE):
+            raise ValueError(f"a panel has {len(PALETTE)} colours; got {len(panel.values)} lines; draw fewer")
+        places = sorted({x for line in panel.values.values() for x in line})
+        gap = 0.3 * min((b - a for a, b in pairwise(places)), default=1.0) / len(panel.values)
+        for at, ((name, line), colour) in enumerate(zip(panel.values.items(), PALETTE, strict=False)):
+            _intervals(axes, line, gap * (at - (len(panel.values) - 1) / 2), colour, name)
+        svg.finish(axes, panel.x, panel.y)
+        svg.legend(axes, svg.entries(axes))
+    svg.write(figure, path)
 
 
 # ---- lines
+
+
+def _intervals(axes: Axes, line: Mapping[float, Sequence[float]], shift: float, colour: str, name: str) -> None:
+    means = {x + shift: t_interval(seeds) for x, seeds in line.items()}
+    for x, mean in means.items():
+        axes.plot([x, x], [mean.low, mean.high], color=colour, linewidth=1.1, alpha=0.7)
+    axes.plot(
+        list(means), [m.mean for m in means.values()], color=colour, linewidth=2.0, marker="o", markersize=4, label=name
+    )
 
 
 def _runs(axes: Axes, rows: Sequence[Row], colour: str, curve: str) -> None:
@@ -191,31 +216,6 @@ def _rows(rows_by_arm: Mapping[str, Sequence[Row]], arm: str) -> Sequence[Row]:
 # ---- the page
 
 
-def _figure(height: int, title: str) -> Figure:
-    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)  # inches
-    figure = Figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI, layout=layout, facecolor="white")
-    FigureCanvasSVG(figure)
-    figure.suptitle(title, x=0.012, ha="left", fontsize=12, color=INK)
-    return figure
-
-
-def _finish(axes: Axes, x: str, y: str, bounded: bool = False) -> None:
-    """bounded: a share, so no room is given to what a band has outside of 0 to 1; lines are never cut."""
-    axes.set_xlabel(x, fontsize=10, color=INK)
-    axes.set_ylabel(y, fontsize=10, color=INK)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(RULE)
-    axes.grid(color=RULE, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelsize=9, labelcolor=MUTED)
-    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    if bounded:
-        low, high = axes.get_ylim()
-        drawn = [float(value) for line in axes.get_lines() for value in np.asarray(line.get_ydata(), float)]
-        axes.set_ylim(max(low, min([0.0, *drawn]) - 0.02), min(high, max([1.0, *drawn]) + 0.02))
-
-
 def _cut(axes: Axes, max_x: float) -> None:
     """Shows x up to max_x, and y as far as the lines go there."""
     lines = [np.asarray(line.get_xydata(), float) for line in axes.get_lines()]
@@ -223,10 +223,6 @@ def _cut(axes: Axes, max_x: float) -> None:
     room = 0.05 * (max(shown) - min(shown))
     axes.set_xlim(axes.get_xlim()[0] * max_x / axes.get_xlim()[1], max_x)
     axes.set_ylim(min(shown) - room, max(shown) + room)
-
-
-def _entries(axes: Axes) -> list[Line2D]:
-    return [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
 
 
 def _kl_key() -> list[Line2D]:
@@ -247,19 +243,6 @@ def _band_key(rows: Sequence[Row]) -> list[Line2D]:
     ]
 
 
-def _legend(axes: Axes, entries: Sequence[Line2D]) -> None:
-    """Beside the panel, where it hides no line; the layout makes room."""
-    labels = [textwrap.fill(str(entry.get_label()), LABEL_CHARS) for entry in entries]
-    place = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0), "borderaxespad": 0.0}
-    axes.legend(entries, labels, frameon=False, fontsize=9, labelcolor=INK, labelspacing=0.7, **place)
-
-
 def _seeds(rows: Sequence[Row]) -> str:
     """A legend keeps it on one line: the space does not break."""
     return "(1\N{NO-BREAK SPACE}seed)" if len(rows) == 1 else f"({len(rows)}\N{NO-BREAK SPACE}seeds)"
-
-
-def _write(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "studies"}):
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
