@@ -18,6 +18,8 @@ SINGLE_MODEL = (
     "rewarder.preference=preferred",
     "aggregation.kind=final_score",
 )
+FLIPPED = ("sft", "reward_model", "shifted")  # what arms with flipped labels need
+SHIFTED = ("aggregation.kind=final_score",)  # as the policy whose samples are out of distribution was trained
 HACKED = "judge.labeler=studies.labelers:hacked"
 
 STUDIES = (
@@ -78,6 +80,15 @@ STUDIES = (
         ),
         page="docs/studies.md",
         seeds=(0, 1, 2),
+    ),
+    Study(
+        "denoising",
+        "Does strength find wrong labels, and which treatment of them gives the better reward model, on both sides of a shift?",
+        tuple(
+            Arm(f"flipped_{share:02d}", "studies.denoising:measure", SHIFTED, (f"flipped={share / 100}",), FLIPPED)
+            for share in (0, 10, 25, 40)
+        ),
+        page="docs/studies.md",
     ),
 )
 

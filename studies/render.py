@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from studies import reward_models, sandbox_check
+from studies import denoising_tables, reward_models, sandbox_check
 from studies.figures import gold_over_kl
 from studies.rows import Row, group_by_arm, read_rows
 from studies.statistics import KL_LEVELS, t_interval
@@ -134,6 +134,7 @@ CAPTIONS = {
     "sandbox": "proxy against gold",
     "reward_models": "pair accuracy by rule",
     "planted_hack": "share of responses with the planted word over KL",
+    "denoising": "gains on the baseline, and right labels by strength",
 }
 TABLES: dict[str, Callable[[Arms], str]] = {
     "sandbox": sandbox_check.tables,
@@ -141,6 +142,7 @@ TABLES: dict[str, Callable[[Arms], str]] = {
     "reward_models": reward_models.tables,
     "aggregation": _aggregation,
     "planted_hack": _planted,
+    "denoising": denoising_tables.tables,
 }
 FIGURES: dict[str, Callable[[Path, Arms], None]] = {
     "sandbox": sandbox_check.draw,
@@ -148,4 +150,5 @@ FIGURES: dict[str, Callable[[Path, Arms], None]] = {
     "reward_models": reward_models.draw,
     "aggregation": _gold_over_kl,
     "planted_hack": _planted_over_kl,
+    "denoising": denoising_tables.draw,
 }

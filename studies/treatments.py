@@ -1,0 +1,153 @@
+"""What can be done about wrong labels, and how well the reward models that come out of it order pairs.
+
+    labels    leave out, turn, soften pairs, or give them margins, by their strength (learner/denoising.py)
+    contrast  a contrastive term on two views of each response (learner/contrastive.py); `dropout`: the views without it
+    many      warm, the average of the weights of models from one start; ensemble, the mean of the scores of any models
+    oracle    the truth
+
+`flip_known` turns as many of the weakest as are wrong, which nobody knows. Accuracies are means over REPEATS trainings from the
+same weights and in the same order of pairs whatever the treatment; warm and ensemble are one model of MEMBERS. Called by
+denoising.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.config import ContrastiveConfig, DenoisingConfig, RewardTrainingConfig
+from learner.denoising import denoise
+from studies.noisy_pairs import Pairs, World
+from studies.scorers import Labelled, Scorer, averaged, subset, train
+from studies.strengths import MEMBERS, Mask, Strength
+
+REPEATS = 3
+LABELS: Mapping[str, Mapping[str, Any]] = {  # learner.reward_model.denoising
+    "baseline": {},
+    "flip": {"flip": 0.1},
+    "soft": {"smoothing": 0.2},
+    "margin": {"margin": 1.0},
+    "soft_margin": {"smoothing": 0.2, "margin": 1.0},
+    "flip_margin": {"flip": 0.1, "margin": 1.0},
+    "ensemble_targets": {"targets": "ensemble"},
+    "select": {"keep": [0.2, 1.0]},
+}
+IN_SAMPLE = ("flip", "soft_margin")  # with strengths in sample too
+SWAV = {"temperature": 0.1, "dropout": 0.05}
+CONTRASTS: Mapping[str, Mapping[str, Any]] = {  # learner.reward_model.contrastive
+    "dropout": {"kind": "none"},
+    "simcse": {"kind": "simcse"},
+    "simcse_diff": {"kind": "simcse_diff"},
+    "swav": {"kind": "swav", "weight": 0.1, **SWAV},
+    "swav_diff": {"kind": "swav_diff", "weight": 0.5, "prototypes": 20, **SWAV},
+}
+METHODS = (
+    *LABELS,
+    "flip_known",
+    *(f"{name}_in_sample" for name in IN_SAMPLE),
+    *CONTRASTS,
+    "warm",
+    "ensemble",
+    "oracle",
+)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Trains models on a seed's pairs and tests them."""
+
+    world: World
+    seed: int
+
+    def trained(self, labelled: Labelled, contrastive: ContrastiveConfig | None = None) -> list[Scorer]:
+        """REPEATS models, from the same weights and in the same order of pairs whatever the labels are."""
+        inputs, first = labelled.states.shape[1], self.seed * REPEATS
+        return [train(labelled, Scorer(inputs, n), n, contrastive) for n in range(first, first + REPEATS)]
+
+    def inside(self, labelled: Labelled) -> float:
+        """Accuracy in distribution of models that are trained on these."""
+        return mean_accuracy(self.trained(labelled), self.world.test)
+
+    def both(self, name: str, models: Sequence[Scorer]) -> dict[str, float]:
+        """Mean accuracy of models in and out of distribution."""
+        sides = {"in": self.world.test, "out": self.world.shifted}
+        return {f"{side}/{name}": mean_accuracy(models, pairs) for side, pairs in sides.items()}
+
+    def together(self, name: str, models: Sequence[Scorer]) -> dict[str, float]:
+        """Accuracy of the models' mean score in and out of distribution."""
+        sides = {"in": self.world.test, "out": self.world.shifted}
+        return {f"{side}/{name}": accuracy(models, pairs) for side, pairs in sides.items()}
+
+
+def outcomes(
+    bench: Bench,
+    settings: RewardTrainingConfig,
+    turned: Mask,
+    found: Mapping[str, Strength],
+    models: Sequence[Scorer],
+) -> dict[str, float]:
+    """in/METHOD and out/METHOD of all METHODS, for the training pairs with these labels turned; `found` has their strengths
+    out_of_fold and in_sample, and `models` are trained on all of them."""
+    labelled = labelled_pairs(bench.world.training, turned)
+    truth = labelled_pairs(bench.world.training, np.zeros_like(turned))
+    return {
+        **_by_labels(bench, settings.denoising, labelled, found, turned),
+        **_by_contrast(bench, settings, labelled),
+        **bench.both("warm", [averaged(_one_start(labelled, bench.seed))]),
+        **bench.together("ensemble", models),
+        **bench.both("oracle", bench.trained(truth)),
+    }
+
+
+def labelled_pairs(pairs: Pairs, turned: Mask) -> Labelled:
+    """The pairs with those labels turned, plain: target 1, margin 0."""
+    rows = torch.where(torch.from_numpy(turned)[:, None], pairs.rows.flip(1), pairs.rows)
+    return Labelled(pairs.states, rows, torch.ones(len(rows)), torch.zeros(len(rows)))
+
+
+def denoised(labelled: Labelled, by: Strength, settings: DenoisingConfig) -> Labelled:
+    """The pairs that are kept, with sides, targets and margins as their strength says (learner/denoising.py)."""
+    found = denoise(by.mean, by.std, settings)
+    turned, targets, margins = (torch.from_numpy(v) for v in (found.flipped, found.targets, found.margins))
+    rows = torch.where(turned[:, None], labelled.rows.flip(1), labelled.rows)
+    return subset(Labelled(labelled.states, rows, targets.float(), margins.float()), np.flatnonzero(found.kept))
+
+
+def accuracy(models: Sequence[Scorer], pairs: Pairs) -> float:
+    """Share of pairs that the models' mean score orders as gold does."""
+    total = torch.stack([model.differences(pairs.states, pairs.rows) for model in models]).mean(0)
+    return float((total > 0).float().mean())
+
+
+def mean_accuracy(models: Sequence[Scorer], pairs: Pairs) -> float:
+    return float(np.mean([accuracy([model], pairs) for model in models]))
+
+
+def _by_labels(
+    bench: Bench, settings: DenoisingConfig, labelled: Labelled, found: Mapping[str, Strength], turned: Mask
+) -> dict[str, float]:
+    asked = {name: (replace(settings, **changes), "out_of_fold") for name, changes in LABELS.items()}
+    asked["flip_known"] = replace(settings, flip=float(turned.mean())), "out_of_fold"
+    asked |= {f"{name}_in_sample": (asked[name][0], "in_sample") for name in IN_SAMPLE}
+    end: dict[str, float] = {}
+    for name, (config, which) in asked.items():
+        end |= bench.both(name, bench.trained(denoised(labelled, found[which], config)))
+    return end
+
+
+def _by_contrast(bench: Bench, settings: RewardTrainingConfig, labelled: Labelled) -> dict[str, float]:
+    end: dict[str, float] = {}
+    for name, changes in CONTRASTS.items():
+        end |= bench.both(name, bench.trained(labelled, replace(settings.contrastive, **changes)))
+    return end
+
+
+def _one_start(labelled: Labelled, seed: int) -> list[Scorer]:
+    """Models that can be averaged: from the same weights, in MEMBERS orders of the pairs."""
+    first = seed * MEMBERS
+    start = Scorer(labelled.states.shape[1], first)
+    return [train(labelled, start, order) for order in range(first, first + MEMBERS)]
