@@ -21,11 +21,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.strength import Moments, moments
 from studies import noisy_pairs, strengths, treatments
 from studies.lab import Lab, Report
 from studies.noisy_pairs import Pairs
 from studies.scorers import Labelled, Scorer, subset
-from studies.strengths import FOLDS, PARTS, Mask, Part, Strength, agreement, auc, grown, parts, strength
+from studies.strengths import FOLDS, PARTS, Mask, Part, agreement, auc, grown, parts
 from studies.study import Arm, Unit
 from studies.treatments import Bench, labelled_pairs
 
@@ -63,12 +64,12 @@ def share_of(arm: Arm) -> float:
 
 def _strengths(
     labelled: Labelled, prompts: NDArray[np.int64], models: Sequence[Scorer], seed: int
-) -> dict[str, Strength]:
+) -> dict[str, Moments]:
     plan = strengths.left_out(prompts, seed)
     unseen = strengths.differences(strengths.members(labelled, plan, seed), labelled)
     return {
-        "out_of_fold": strength(unseen, plan),
-        "one_member": strength(unseen[:FOLDS], plan[:FOLDS]),
+        "out_of_fold": moments(unseen, plan),
+        "one_member": moments(unseen[:FOLDS], plan[:FOLDS]),
         "out_of_pair": strengths.out_of_fold(labelled, np.arange(len(prompts)), seed),
         "in_sample": strengths.in_sample(models, labelled),
     }
@@ -85,7 +86,7 @@ def _apart(labelled: Labelled, training: Pairs, turned: Mask, seed: int) -> dict
     return _aucs(found, turned[taken])
 
 
-def _aucs(found: Mapping[str, Strength], turned: Mask) -> dict[str, float]:
+def _aucs(found: Mapping[str, Moments], turned: Mask) -> dict[str, float]:
     return {f"auc/{name}": auc(-by.mean, turned) for name, by in found.items()}
 
 

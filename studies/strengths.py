@@ -11,12 +11,12 @@ Members differ in their weights at the start and in the order of the pairs. Call
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from learner.strength import Moments, moments
 from studies.scorers import Labelled, Scorer, subset, train
 
 Floats = NDArray[np.float64]
@@ -24,22 +24,6 @@ Mask = NDArray[np.bool_]
 Part = NDArray[np.intp]
 MEMBERS, FOLDS, PARTS = 10, 2, 10
 SPLITS = 32  # stream of the seed
-
-
-@dataclass(frozen=True)
-class Strength:
-    """Of each pair [P], in nats."""
-
-    mean: Floats
-    std: Floats
-
-
-def strength(differences: Floats, counted: Mask) -> Strength:
-    """Over the members that are counted for a pair; both [M, P], and every pair has one."""
-    members = counted.sum(0)
-    mean = np.where(counted, differences, 0.0).sum(0) / members
-    spread = np.where(counted, differences - mean, 0.0)
-    return Strength(mean, np.sqrt((spread**2).sum(0) / members))
 
 
 def left_out(groups: NDArray[np.int64], seed: int) -> Mask:
@@ -61,10 +45,10 @@ def members(labelled: Labelled, plan: Mask, seed: int) -> list[Scorer]:
     return [train(part, Scorer(inputs, number), number) for part, number in zip(kept, seeds, strict=True)]
 
 
-def out_of_fold(labelled: Labelled, groups: NDArray[np.int64], seed: int) -> Strength:
+def out_of_fold(labelled: Labelled, groups: NDArray[np.int64], seed: int) -> Moments:
     """By the members that saw no pair of its group."""
     plan = left_out(groups, seed)
-    return strength(differences(members(labelled, plan, seed), labelled), plan)
+    return moments(differences(members(labelled, plan, seed), labelled), plan)
 
 
 def everywhere(labelled: Labelled, seed: int) -> list[Scorer]:
@@ -72,10 +56,10 @@ def everywhere(labelled: Labelled, seed: int) -> list[Scorer]:
     return members(labelled, np.zeros((MEMBERS, len(labelled.rows)), bool), seed)
 
 
-def in_sample(models: Sequence[Scorer], labelled: Labelled) -> Strength:
+def in_sample(models: Sequence[Scorer], labelled: Labelled) -> Moments:
     """By models that trained on all pairs."""
     found = differences(models, labelled)
-    return strength(found, np.ones_like(found, dtype=bool))
+    return moments(found, np.ones_like(found, dtype=bool))
 
 
 def differences(models: Sequence[Scorer], labelled: Labelled) -> Floats:

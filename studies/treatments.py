@@ -21,9 +21,10 @@ import torch
 
 from common.config import ContrastiveConfig, DenoisingConfig, RewardTrainingConfig
 from learner.denoising import denoise
+from learner.strength import Moments
 from studies.noisy_pairs import Pairs, World
 from studies.scorers import Labelled, Scorer, averaged, subset, train
-from studies.strengths import MEMBERS, Mask, Strength
+from studies.strengths import MEMBERS, Mask
 
 REPEATS = 3
 LABELS: Mapping[str, Mapping[str, Any]] = {  # learner.reward_model.denoising
@@ -87,7 +88,7 @@ def outcomes(
     bench: Bench,
     settings: RewardTrainingConfig,
     turned: Mask,
-    found: Mapping[str, Strength],
+    found: Mapping[str, Moments],
     models: Sequence[Scorer],
 ) -> dict[str, float]:
     """in/METHOD and out/METHOD of all METHODS, for the training pairs with these labels turned; `found` has their strengths
@@ -109,7 +110,7 @@ def labelled_pairs(pairs: Pairs, turned: Mask) -> Labelled:
     return Labelled(pairs.states, rows, torch.ones(len(rows)), torch.zeros(len(rows)))
 
 
-def denoised(labelled: Labelled, by: Strength, settings: DenoisingConfig) -> Labelled:
+def denoised(labelled: Labelled, by: Moments, settings: DenoisingConfig) -> Labelled:
     """The pairs that are kept, with sides, targets and margins as their strength says (learner/denoising.py)."""
     found = denoise(by.mean, by.std, settings)
     turned, targets, margins = (torch.from_numpy(v) for v in (found.flipped, found.targets, found.margins))
@@ -128,7 +129,7 @@ def mean_accuracy(models: Sequence[Scorer], pairs: Pairs) -> float:
 
 
 def _by_labels(
-    bench: Bench, settings: DenoisingConfig, labelled: Labelled, found: Mapping[str, Strength], turned: Mask
+    bench: Bench, settings: DenoisingConfig, labelled: Labelled, found: Mapping[str, Moments], turned: Mask
 ) -> dict[str, float]:
     asked = {name: (replace(settings, **changes), "out_of_fold") for name, changes in LABELS.items()}
     asked["flip_known"] = replace(settings, flip=float(turned.mean())), "out_of_fold"

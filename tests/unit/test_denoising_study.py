@@ -13,12 +13,13 @@ import torch
 
 from common.config import RewardTrainingConfig
 from common.config_file import BASE, load_config
+from learner.strength import Moments
 from studies import artifacts, catalog, denoising_tables, noisy_pairs, scorers, strengths, treatments
 from studies.denoising import share_of
 from studies.noisy_pairs import Pairs, World
 from studies.rows import Row
 from studies.scorers import Labelled, Scorer, train
-from studies.strengths import MEMBERS, Strength, auc
+from studies.strengths import MEMBERS, auc
 from studies.study import Arm
 from studies.treatments import CONTRASTS, LABELS, METHODS, Bench, denoised, labelled_pairs, outcomes
 
@@ -44,10 +45,10 @@ def planted(seed: int, count: int = COUNT) -> Pairs:
     return Pairs(states, torch.where(better[:, None], rows, rows.flip(1)), np.arange(count) // 2)
 
 
-def known(pairs: Pairs, turned: np.ndarray) -> Strength:
+def known(pairs: Pairs, turned: np.ndarray) -> Moments:
     """What members would say that know the truth: the label's gain in worth."""
     gain = (pairs.states[pairs.rows[:, 0], 0] - pairs.states[pairs.rows[:, 1], 0]).double().numpy()
-    return Strength(np.where(turned, -gain, gain), np.zeros(len(gain)))
+    return Moments(np.where(turned, -gain, gain), np.zeros(len(gain)), np.ones(len(gain), np.int64))
 
 
 # ---- pairs and labels
@@ -91,11 +92,6 @@ def test_auc_by_hand() -> None:
     assert auc(np.array([3.0, 1.0, 1.0, 2.0]), np.array([True, True, False, False])) == 0.625
     assert auc(np.array([2.0, 1.0]), np.array([True, False])) == 1.0
     assert math.isnan(auc(np.array([2.0, 1.0]), np.array([False, False])))
-
-
-def test_strength_is_of_the_members_that_count() -> None:
-    found = strengths.strength(np.array([[1.0, 9.0], [3.0, 2.0], [9.0, 2.0]]), np.array([[1, 0], [1, 1], [0, 1]], bool))
-    assert found.mean.tolist() == [2.0, 2.0] and found.std.tolist() == [1.0, 0.0]
 
 
 def test_half_of_the_members_leave_out_a_pair_and_its_whole_prompt() -> None:
