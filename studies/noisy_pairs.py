@@ -7,8 +7,8 @@
             read, holds little of what came before, since no head was trained there: on seed 0 the same model with clean
             labels orders 65 % of the pairs from it, 69 % from it and the prompt's, 74 % from these
 
-Called by denoising.py. Responses are those that the seed's reward model was trained on (in distribution), or a shifted
-policy's (artifacts.shifted_of).
+Called by denoising.py, and for states by real_pairs.py. Responses are those that the seed's reward model was trained on (in
+distribution), or a shifted policy's (artifacts.shifted_of).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from common.data import messages_of
 from common.judge import JudgeItem, load_function
 from common.split import is_held_out
 from common.types import Message
-from rewarder.scoring import BATCH_TOKENS, batches, collate, render
+from rewarder.scoring import BATCH_TOKENS, Conversation, Rendered, batches, collate, render
 from studies import artifacts
 from studies.evaluation import TIE
 
@@ -135,7 +135,8 @@ def pairs_of(anchor: Path, samples: Sequence[Samples]) -> Pairs:
         rows += [(start + better, start + worse) for better, worse in found]
         prompts += [number] * len(found)
         start += len(one.gold)
-    return Pairs(states_of(anchor, samples), torch.tensor(rows), np.array(prompts))
+    conversations = [(one.messages, response) for one in samples for response in one.responses]
+    return Pairs(states_of(anchor, rendered(anchor, conversations)), torch.tensor(rows), np.array(prompts))
 
 
 def ordered(gold: Sequence[float]) -> list[tuple[int, int]]:
@@ -164,11 +165,16 @@ def apart(rows: Tensor, seed: int) -> NDArray[np.intp]:
     return np.sort(np.array(taken))
 
 
+def rendered(anchor: Path, conversations: Sequence[Conversation]) -> list[Rendered]:
+    """The conversations as tokens of the policy's tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(anchor)
+    return [render(tokenizer, messages, response) for messages, response in conversations]
+
+
 @torch.no_grad()
-def states_of(anchor: Path, samples: Sequence[Samples]) -> Tensor:
+def states_of(anchor: Path, rendered: Sequence[Rendered]) -> Tensor:
     """[N, 2 H]: the last hidden states of the decoder at the prompt's last token, and their mean over the response's."""
-    tokenizer, decoder = AutoTokenizer.from_pretrained(anchor), AutoModel.from_pretrained(anchor, dtype=torch.float32)
-    rendered = [render(tokenizer, one.messages, response) for one in samples for response in one.responses]
+    decoder = AutoModel.from_pretrained(anchor, dtype=torch.float32)
     found = torch.zeros(len(rendered), 2 * decoder.config.hidden_size)
     for indices in batches([len(one.ids) for one in rendered], BATCH_TOKENS):
         batch = collate([rendered[i] for i in indices], CPU)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
+from learner.held_out import NORMAL_95
 from studies.rows import Row
 
 KL_LEVELS = (2.0, 5.0, 10.0)  # nats: where the house compares arms ("matched KL")
@@ -55,6 +56,19 @@ def paired_interval(first: Mapping[int, float], second: Mapping[int, float], lev
         got = f"got {seeds} of {sorted(first)} and {sorted(second)}"
         raise ValueError(f"a paired interval needs at least 2 seeds that both arms have; {got}; run the missing seeds")
     return t_interval([first[seed] - second[seed] for seed in seeds], level)
+
+
+def clustered_interval(values: Sequence[float], clusters: Sequence[int]) -> Interval:
+    """The mean and its 95 % normal interval where values of one cluster go together: each cluster's summed deviations from
+    the mean count as one (Liang and Zeger 1986, with G / (G - 1)). n is the number of clusters. Raises ValueError below 2."""
+    _check(values, 0.95)
+    known, which = np.asarray(values, float), np.unique(clusters, return_inverse=True)[1]
+    n, mean = int(which.max()) + 1, float(known.mean())
+    if n < 2:
+        raise ValueError(f"a clustered interval needs at least 2 clusters; all {len(known)} values are of one")
+    sums = np.bincount(which, known - mean)
+    half = NORMAL_95 * math.sqrt(n / (n - 1) * float((sums**2).sum())) / len(known)
+    return Interval(mean, mean - half, mean + half, n)
 
 
 def bootstrap_interval(

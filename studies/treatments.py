@@ -7,17 +7,18 @@
 
 `flip_known` turns as many of the weakest as are wrong, which nobody knows. Accuracies are means over REPEATS trainings from the
 same weights and in the same order of pairs whatever the treatment; warm and ensemble are one model of MEMBERS. Called by
-denoising.py.
+denoising.py, and by real_pairs.py for what needs no truth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from common.config import ContrastiveConfig, DenoisingConfig, RewardTrainingConfig
 from learner.denoising import denoise
@@ -46,15 +47,11 @@ CONTRASTS: Mapping[str, Mapping[str, Any]] = {  # learner.reward_model.contrasti
     "swav": {"kind": "swav", "weight": 0.1, **SWAV},
     "swav_diff": {"kind": "swav_diff", "weight": 0.5, "prototypes": 20, **SWAV},
 }
-METHODS = (
-    *LABELS,
-    "flip_known",
-    *(f"{name}_in_sample" for name in IN_SAMPLE),
-    *CONTRASTS,
-    "warm",
-    "ensemble",
-    "oracle",
-)
+_OTHERS = (*(f"{name}_in_sample" for name in IN_SAMPLE), *CONTRASTS, "warm", "ensemble")
+WITHOUT_TRUTH = (*LABELS, *_OTHERS)
+METHODS = (*LABELS, "flip_known", *_OTHERS, "oracle")
+Committee = Sequence[Scorer]  # models whose mean score decides; a method has one, or REPEATS of one model each
+Committees = Sequence[Committee]
 
 
 @dataclass(frozen=True)
@@ -64,24 +61,14 @@ class Bench:
     world: World
     seed: int
 
-    def trained(self, labelled: Labelled, contrastive: ContrastiveConfig | None = None) -> list[Scorer]:
-        """REPEATS models, from the same weights and in the same order of pairs whatever the labels are."""
-        inputs, first = labelled.states.shape[1], self.seed * REPEATS
-        return [train(labelled, Scorer(inputs, n), n, contrastive) for n in range(first, first + REPEATS)]
-
     def inside(self, labelled: Labelled) -> float:
         """Accuracy in distribution of models that are trained on these."""
-        return mean_accuracy(self.trained(labelled), self.world.test)
+        return mean_accuracy(trained(labelled, self.seed), self.world.test)
 
-    def both(self, name: str, models: Sequence[Scorer]) -> dict[str, float]:
-        """Mean accuracy of models in and out of distribution."""
+    def both(self, name: str, committees: Committees) -> dict[str, float]:
+        """Mean accuracy in and out of distribution."""
         sides = {"in": self.world.test, "out": self.world.shifted}
-        return {f"{side}/{name}": mean_accuracy(models, pairs) for side, pairs in sides.items()}
-
-    def together(self, name: str, models: Sequence[Scorer]) -> dict[str, float]:
-        """Accuracy of the models' mean score in and out of distribution."""
-        sides = {"in": self.world.test, "out": self.world.shifted}
-        return {f"{side}/{name}": accuracy(models, pairs) for side, pairs in sides.items()}
+        return {f"{side}/{name}": mean_accuracy(committees, pairs) for side, pairs in sides.items()}
 
 
 def outcomes(
@@ -94,14 +81,35 @@ def outcomes(
     """in/METHOD and out/METHOD of all METHODS, for the training pairs with these labels turned; `found` has their strengths
     out_of_fold and in_sample, and `models` are trained on all of them."""
     labelled = labelled_pairs(bench.world.training, turned)
-    truth = labelled_pairs(bench.world.training, np.zeros_like(turned))
-    return {
-        **_by_labels(bench, settings.denoising, labelled, found, turned),
-        **_by_contrast(bench, settings, labelled),
-        **bench.both("warm", [averaged(_one_start(labelled, bench.seed))]),
-        **bench.together("ensemble", models),
-        **bench.both("oracle", bench.trained(truth)),
-    }
+    known = replace(settings.denoising, flip=float(turned.mean()))
+    methods = dict(without_truth(settings, labelled, found, models, bench.seed))
+    methods["flip_known"] = trained(denoised(labelled, found["out_of_fold"], known), bench.seed)
+    methods["oracle"] = trained(labelled_pairs(bench.world.training, np.zeros_like(turned)), bench.seed)
+    return {key: value for name in METHODS for key, value in bench.both(name, methods[name]).items()}
+
+
+def without_truth(
+    settings: RewardTrainingConfig,
+    labelled: Labelled,
+    found: Mapping[str, Moments],
+    models: Sequence[Scorer],
+    seed: int,
+) -> Iterator[tuple[str, Committees]]:
+    """The methods WITHOUT_TRUTH, one after another, trained on these pairs; `found` and `models` as in `outcomes`."""
+    asked = {name: (changes, "out_of_fold") for name, changes in LABELS.items()}
+    asked |= {f"{name}_in_sample": (LABELS[name], "in_sample") for name in IN_SAMPLE}
+    for name, (changes, which) in asked.items():
+        yield name, trained(denoised(labelled, found[which], replace(settings.denoising, **changes)), seed)
+    for name, changes in CONTRASTS.items():
+        yield name, trained(labelled, seed, replace(settings.contrastive, **changes))
+    yield "warm", [[averaged(_one_start(labelled, seed))]]
+    yield "ensemble", [models]
+
+
+def trained(labelled: Labelled, seed: int, contrastive: ContrastiveConfig | None = None) -> Committees:
+    """REPEATS models, from the same weights and in the same order of pairs whatever the labels are."""
+    inputs, first = labelled.states.shape[1], seed * REPEATS
+    return [[train(labelled, Scorer(inputs, n), n, contrastive)] for n in range(first, first + REPEATS)]
 
 
 def labelled_pairs(pairs: Pairs, turned: Mask) -> Labelled:
@@ -118,33 +126,15 @@ def denoised(labelled: Labelled, by: Moments, settings: DenoisingConfig) -> Labe
     return subset(Labelled(labelled.states, rows, targets.float(), margins.float()), np.flatnonzero(found.kept))
 
 
-def accuracy(models: Sequence[Scorer], pairs: Pairs) -> float:
-    """Share of pairs that the models' mean score orders as gold does."""
-    total = torch.stack([model.differences(pairs.states, pairs.rows) for model in models]).mean(0)
-    return float((total > 0).float().mean())
+def right(committee: Committee, pairs: Pairs) -> Tensor:
+    """[P] bool: whether the mean score orders a pair as its rows do."""
+    total = torch.stack([model.differences(pairs.states, pairs.rows) for model in committee]).mean(0)
+    return total > 0
 
 
-def mean_accuracy(models: Sequence[Scorer], pairs: Pairs) -> float:
-    return float(np.mean([accuracy([model], pairs) for model in models]))
-
-
-def _by_labels(
-    bench: Bench, settings: DenoisingConfig, labelled: Labelled, found: Mapping[str, Moments], turned: Mask
-) -> dict[str, float]:
-    asked = {name: (replace(settings, **changes), "out_of_fold") for name, changes in LABELS.items()}
-    asked["flip_known"] = replace(settings, flip=float(turned.mean())), "out_of_fold"
-    asked |= {f"{name}_in_sample": (asked[name][0], "in_sample") for name in IN_SAMPLE}
-    end: dict[str, float] = {}
-    for name, (config, which) in asked.items():
-        end |= bench.both(name, bench.trained(denoised(labelled, found[which], config)))
-    return end
-
-
-def _by_contrast(bench: Bench, settings: RewardTrainingConfig, labelled: Labelled) -> dict[str, float]:
-    end: dict[str, float] = {}
-    for name, changes in CONTRASTS.items():
-        end |= bench.both(name, bench.trained(labelled, replace(settings.contrastive, **changes)))
-    return end
+def mean_accuracy(committees: Committees, pairs: Pairs) -> float:
+    """Mean over committees of the share of pairs that each orders rightly."""
+    return float(np.mean([float(right(committee, pairs).float().mean()) for committee in committees]))
 
 
 def _one_start(labelled: Labelled, seed: int) -> list[Scorer]:
