@@ -179,7 +179,7 @@ SECTIONS = {
     "sft": (("policy",), ("demonstrations",)),
     "collect": (("policy", "judge"), ("prompts",)),
     "preferences": (("policy", "rewarder", "learner.preferences"), ("preferences",)),
-    "reward_model": (("policy", "rewarder", "aggregation"), ("ratings", "preferences")),
+    "reward_model": (("policy", "rewarder", "aggregation"), ("ratings", "preferences", "strengths")),
     "iterate": (
         ("policy", "rewarder", "aggregation", "learner", "iteration", "adaptation", "actors"),
         ("prompts", "eval_prompts"),

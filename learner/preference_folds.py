@@ -30,10 +30,21 @@ def left_out(
     place = {name: at for at, name in enumerate(names)}
     at = np.array([place.get(name, 0) for name in openings])
     plan = np.tile(held_out, (settings.members, 1))
-    for member in range(settings.members if settings.folds > 1 else 0):
-        group, part = divmod(member, settings.folds)
-        parts = np.random.default_rng([seed, FOLDS, group]).permutation(len(names)) % settings.folds
-        plan[member] |= parts[at] == part
+    if settings.folds > 1:
+        plan |= folded(at, len(names), settings.members, settings.folds, [seed, FOLDS])
+    return plan
+
+
+def folded(
+    groups: NDArray[np.int64], num_groups: int, members: int, folds: int, seed: Sequence[int]
+) -> NDArray[np.bool_]:
+    """[M, P] True where the group [P] of a pair is in the part, of `folds`, that a member leaves out; the parts are drawn anew
+    for every `folds` members."""
+    plan = np.zeros((members, len(groups)), bool)
+    for member in range(members):
+        draw, part = divmod(member, folds)
+        parts = np.random.default_rng([*seed, draw]).permutation(num_groups) % folds
+        plan[member] = parts[groups] == part
     return plan
 
 

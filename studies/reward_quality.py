@@ -6,14 +6,13 @@
     shuffled   a gate trained like the real one, with every prompt's features exchanged for another prompt's
     bradley_terry   the scalar model trained on the same pairs, where the arm has one
 
-Called by measures.py. All rules order the same pairs of held-out responses, those whose gold differs by more than TIE.
+Called by measures.py. All rules order the same pairs of held-out responses, those whose gold differs (noisy_pairs.ordered).
 """
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +31,8 @@ from rewarder.bradley_terry import load_classifier
 from rewarder.model import GatedRewardModel
 from rewarder.scoring import render
 from studies import artifacts
-from studies.evaluation import TIE
 from studies.lab import Lab, Report, learner_of
+from studies.noisy_pairs import ordered
 
 CPU = torch.device("cpu")
 PROMPTS, SAMPLES = 600, 4
@@ -165,18 +164,10 @@ def _held_out(config: Config, lab: Lab, anchor: Path, model: GatedRewardModel) -
         conversations = tuple(render(tokenizer, prompt.messages, rollout.response) for rollout in rollouts)
         ratings = np.zeros((len(rollouts), len(OBJECTIVES)), np.float32)
         sets.append(PromptSet(prompt.messages, conversations, ratings, ()))
-        pairs += _ordered([row[-1] for row in golds[start:]], start)
+        found = ordered([row[-1] for row in golds[start:]])
+        pairs += [(start + better, start + worse) for better, worse in found]
     features = reward_training.extract_features(model, sets, config.learner.micro_batch_tokens, 0, CPU)
     return HeldOut(sets, features, torch.tensor(golds), torch.tensor(weights), torch.tensor(pairs))
-
-
-def _ordered(gold: list[float], start: int) -> list[tuple[int, int]]:
-    """Index pairs (better, worse) of one prompt's responses whose gold differs by more than TIE."""
-    found = []
-    for i, j in combinations(range(len(gold)), 2):
-        if abs(gold[i] - gold[j]) > TIE:
-            found.append((start + i, start + j) if gold[i] > gold[j] else (start + j, start + i))
-    return found
 
 
 def _right(score: Tensor, pairs: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from learner.preference_folds import folded
 from learner.strength import Moments, moments
 from studies.scorers import Labelled, Scorer, subset, train
 
@@ -29,13 +30,7 @@ SPLITS = 32  # stream of the seed
 def left_out(groups: NDArray[np.int64], seed: int) -> Mask:
     """[MEMBERS, P]: the pairs that a member does not see, one part in FOLDS of the groups [P] (prompts, or each pair its own);
     drawn anew for every FOLDS members, which leave out each pair once."""
-    plan = np.zeros((MEMBERS, len(groups)), bool)
-    count = int(groups.max()) + 1
-    for member in range(MEMBERS):
-        draw, part = divmod(member, FOLDS)
-        parts = np.random.default_rng([seed, SPLITS, draw]).permutation(count) % FOLDS
-        plan[member] = parts[groups] == part
-    return plan
+    return folded(groups, int(groups.max()) + 1, MEMBERS, FOLDS, [seed, SPLITS])
 
 
 def members(labelled: Labelled, plan: Mask, seed: int) -> list[Scorer]:
