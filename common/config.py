@@ -218,11 +218,39 @@ class IterationConfig:
 
 
 @dataclass(frozen=True)
+class DriftConfig:
+    signal: str
+    change: float
+    pairs: int
+
+
+@dataclass(frozen=True)
+class MetaConfig:
+    prompts: int
+    step: str
+    size: float
+    second_order: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class OcrmConfig:
+    strength: float
+    mixture: float
+
+
+@dataclass(frozen=True)
 class AdaptationConfig:
     when: str
+    every_steps: int
+    drift: DriftConfig
+    method: str
     tier: str
-    pairs: int
+    fit_pairs: int
+    evidence_pairs: int
     min_pairs: int
+    select: str
+    ensemble: str | None
     level: float
     guard_accuracy: float
     guard_r2: float
@@ -231,6 +259,12 @@ class AdaptationConfig:
     learning_rate: float
     replay_weight: float
     lora_rank: int
+    top_layers: int
+    meta: MetaConfig
+    ocrm: OcrmConfig
+    confidence: float
+    ranks: int
+    zero_stage: int
     gpus: float
     threads: int
 
@@ -321,6 +355,11 @@ class Config:
         return Path(self.run.dir) / self.run.name
 
 
+# Ways to adapt the reward model (docs/adaptation.md), and how much of it is trained
+METHODS = ("labelled", "none", "literal", "no_restore", "joint", "look_ahead", "ocrm", "pseudo_label")
+META_METHODS = ("literal", "no_restore", "joint", "look_ahead")  # with MetaRM's difference loss on unlabelled samples
+TIERS = ("gate", "heads", "lora", "top", "full")
+CACHED_TIERS = ("gate", "heads")  # trained on cached hidden states
 # Kinds of aggregation (docs/reward.md)
 KINDS = ("final_score", "grouped", "per_objective", "min", "absolute", "ensemble", "weighted_sum", "zscore")
 ONE_SCORE = ("final_score", "ensemble", "weighted_sum")  # one term, named as the kind and calibrated on preferences

@@ -9,8 +9,9 @@ import math
 import re
 from typing import Any
 
+from common.adaptation_checks import wrong_adaptation
 from common.aggregation_checks import wrong_aggregation
-from common.config import COMMANDS, GATELESS, KINDS, STAGES, Config, ExportConfig
+from common.config import COMMANDS, KINDS, METHODS, STAGES, TIERS, Config, ExportConfig
 from common.preference_checks import wrong_preferences
 from common.reward_checks import wrong_reward_training
 
@@ -26,8 +27,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "learner.preferences.train": ("heads", "lora", "full"),
     "learner.reward_model.stage_1": ("regression", "ridge"),
     "iteration.policy_start": ("continue", "reset"),
-    "adaptation.when": ("never", "iteration"),
-    "adaptation.tier": ("gate", "lora"),
+    "adaptation.when": ("never", "iteration", "steps", "drift"),
+    "adaptation.drift.signal": ("accuracy", "gap", "variance", "disagreement"),
+    "adaptation.method": METHODS,
+    "adaptation.tier": TIERS,
+    "adaptation.select": ("random", "disagreement"),
+    "adaptation.meta.step": ("normalised", "raw", "adam"),
+    "adaptation.meta.second_order": ("none", "exact", "difference"),
 }
 
 # key: (lowest, highest) allowed, ends included
@@ -66,7 +72,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "iteration.num": (1, 10**4),
     "iteration.steps": (1, 10**7),
     "iteration.max_staleness": (0, 8),
-    "adaptation.pairs": (2, 10**6),
+    "adaptation.every_steps": (1, 10**7),
+    "adaptation.drift.change": (0, 10**3),
+    "adaptation.drift.pairs": (1, 10**6),
+    "adaptation.fit_pairs": (1, 10**6),
+    "adaptation.evidence_pairs": (1, 10**6),
     "adaptation.min_pairs": (1, 10**6),
     "adaptation.level": (1e-6, 1),
     "adaptation.guard_accuracy": (0, 1),
@@ -76,6 +86,15 @@ RANGES: dict[str, tuple[float, float]] = {
     "adaptation.learning_rate": (0, 1),
     "adaptation.replay_weight": (0, 10**3),
     "adaptation.lora_rank": (1, 1024),
+    "adaptation.top_layers": (1, 1000),
+    "adaptation.meta.prompts": (1, 10**5),
+    "adaptation.meta.size": (0, 10**3),
+    "adaptation.meta.weight": (0, 10**3),
+    "adaptation.ocrm.strength": (0, 1),
+    "adaptation.ocrm.mixture": (0, 1),
+    "adaptation.confidence": (0.5, 1),
+    "adaptation.ranks": (1, 1024),
+    "adaptation.zero_stage": (0, 3),
     "adaptation.gpus": (0, 1),
     "evaluate_rm.batch_tokens": (1, 10**9),
     "explain.rows": (1, 10**6),
@@ -125,7 +144,7 @@ def _contradictions(config: Config) -> list[str]:
         found.append(
             f"redis.capacity {config.redis.capacity} is below the window of {window} groups; raise it to {window}"
         )
-    return found + (_wrong_adaptation(config) if config.adaptation.enabled else [])
+    return found + wrong_adaptation(config)
 
 
 def _wrong_push(export: ExportConfig) -> list[str]:
@@ -149,57 +168,6 @@ def _wrong_label_sources(programs: dict[str, str], preference: str | None, objec
     if preference in programs:
         found.append(f"rewarder.preference {preference!r} also has a program; an objective has one source of labels")
     return found
-
-
-def _wrong_adaptation(config: Config) -> list[str]:
-    """Why the reward model could not be adapted: nobody to prove it, nothing to hold it, no gate, too few pairs."""
-    adaptation, judge = config.adaptation, config.judge
-    found = _nothing_to_hold(config)
-    if not judge.labeler and not judge.function:
-        found.append(
-            "adaptation.when is iteration but there is no judge: a candidate may serve only if labels of fresh samples "
-            "prove it better; set judge.labeler or judge.function, or adaptation.when: never"
-        )
-    if adaptation.tier == "gate" and (kind := config.aggregation.kind) in GATELESS:
-        found.append(f"adaptation.tier is gate but aggregation.kind {kind} has no gate; use adaptation.tier: lora")
-    seen = _seen_groups(config)
-    if 2 * adaptation.min_pairs > (most := min(adaptation.pairs, seen)):
-        found.append(
-            f"adaptation.min_pairs is {adaptation.min_pairs} and evidence is half of at most {most} pairs (adaptation.pairs "
-            f"{adaptation.pairs}; an iteration's end sees {seen} groups, those since the oldest checkpoint kept); lower it to "
-            f"{most // 2}, or raise adaptation.pairs, checkpoint.every_steps or checkpoint.keep"
-        )
-    return found
-
-
-def _nothing_to_hold(config: Config) -> list[str]:
-    """Which original data are missing, on which a candidate must not get worse."""
-    data, found = config.data, []
-    if "collect" in config.stages:
-        return found
-    if not data.preferences:
-        found.append(
-            "adaptation.when is iteration but there are no original pairs, on which a candidate must not get worse; "
-            "set data.preferences or add stage collect"
-        )
-    if config.adaptation.tier == "lora" and not data.ratings and not config.rewarder.programs:
-        found.append(
-            "adaptation.tier is lora but there are no ratings, by which the objectives keep their meaning; set "
-            "data.ratings, add stage collect, or use adaptation.tier: gate"
-        )
-    return found
-
-
-def _seen_groups(config: Config) -> int:
-    """Groups of the current iteration that the scored stream still holds at its end, in the iteration where they are fewest:
-    what the oldest checkpoint kept does not need is trimmed."""
-    steps, every, keep = config.iteration.steps, config.checkpoint.every_steps, config.checkpoint.keep
-    fewest = steps
-    for end in range(steps, steps * config.iteration.num, steps):
-        written = {end - 1 - (end - 1) % span - i * span for span in (every, steps) for i in range(keep)}
-        kept = sorted(step for step in written if step > 0)[-keep:]
-        fewest = min(fewest, end - max([end - steps, *kept[:1]]))
-    return fewest * config.learner.groups_per_step
 
 
 def _get(config: Config, key: str) -> Any:

@@ -32,15 +32,19 @@ class Proposal:
         return [*self.fit, *self.evidence]
 
 
-def propose(groups: Sequence[ScoredGroup], num_pairs: int, held_out_fraction: float, seed: int) -> Proposal:
-    """At most num_pairs pairs, half of them evidence, of the newest groups (highest slots)."""
+def propose(
+    groups: Sequence[ScoredGroup], fit_pairs: int, evidence_pairs: int, held_out_fraction: float, seed: int
+) -> Proposal:
+    """At most fit_pairs pairs to fit on and evidence_pairs pairs of evidence, of the newest groups (highest slots)."""
+    most = {False: fit_pairs, True: evidence_pairs}
     sides: dict[bool, list[PairItem]] = {False: [], True: []}
     seen: set[str] = set()
     versions: list[int] = []
     for group in sorted(groups, key=lambda scored: scored.group.slot, reverse=True):
         key = prompt_key(group.group.prompt.messages)
-        side = sides[is_evidence(group.group.prompt.messages, held_out_fraction)]
-        if key in seen or len(side) >= num_pairs // 2 or (pair := _pair(group, seed)) is None:
+        weighs = is_evidence(group.group.prompt.messages, held_out_fraction)
+        side = sides[weighs]
+        if key in seen or len(side) >= most[weighs] or (pair := _pair(group, seed)) is None:
             continue
         seen.add(key)
         side.append(pair)

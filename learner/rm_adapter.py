@@ -45,6 +45,7 @@ class RmAdapter(Watched):
         self._config = config
         self._settings, self._rewarder = config.adaptation, config.rewarder
         self._device = torch.device("cuda" if self._settings.gpus else "cpu")
+        self._pairs = self._settings.fit_pairs, self._settings.evidence_pairs
         self._cursor = START
         self._groups: dict[int, ScoredGroup] = {}
         self._proposal = Proposal((), (), None)
@@ -62,7 +63,7 @@ class RmAdapter(Watched):
         self._read(first_slot)
         fraction = self._config.learner.reward_model.held_out_fraction
         groups = list(self._groups.values())
-        self._proposal = propose(groups, self._settings.pairs, fraction, self._seed(iteration))
+        self._proposal = propose(groups, *self._pairs, fraction, self._seed(iteration))
         self._iteration = iteration
         return self._proposal.items
 
@@ -97,7 +98,7 @@ class RmAdapter(Watched):
 
     def _forget(self, first_slot: int) -> None:
         newest = sorted(slot for slot in self._groups if slot >= first_slot)
-        kept = newest[-GROUPS_PER_PAIR * self._settings.pairs :]
+        kept = newest[-GROUPS_PER_PAIR * sum(self._pairs) :]
         self._groups = {slot: self._groups[slot] for slot in kept}
 
     def _data(

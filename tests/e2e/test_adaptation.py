@@ -29,7 +29,13 @@ from tests.e2e.test_run import timeless
 
 Launch = Callable[..., Launched]
 # Checkpoints at the ends of iterations alone: what the tap sees is what the oldest checkpoint kept may still need.
-ADAPTS = ["adaptation.when=iteration", "adaptation.pairs=12", "adaptation.steps=10", "checkpoint.every_steps=100"]
+ADAPTS = [
+    "adaptation.when=iteration",
+    "adaptation.fit_pairs=6",
+    "adaptation.evidence_pairs=6",
+    "adaptation.steps=10",
+    "checkpoint.every_steps=100",
+]
 OPEN = [*ADAPTS, "adaptation.min_pairs=1", "adaptation.level=1", "adaptation.guard_accuracy=1", "iteration.num=3"]
 
 

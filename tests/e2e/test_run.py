@@ -189,7 +189,8 @@ def test_overlap_of_two_of_each_role_keeps_the_bound_also_after_a_kill(first: Pa
     settings = ["iteration.max_staleness=3", "iteration.num=2", "iteration.steps=5", "aggregation.kind=final_score"]
     settings += [
         "adaptation.when=iteration",
-        "adaptation.pairs=12",
+        "adaptation.fit_pairs=6",
+        "adaptation.evidence_pairs=6",
         "adaptation.min_pairs=6",
     ]
     settings += ["actors.num=2", "rewarder.num=2", "learner.ranks=2", "learner.zero_stage=2"]

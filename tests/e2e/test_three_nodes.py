@@ -31,7 +31,13 @@ from tests.e2e.released_models import make_preferences, make_reward_model
 
 RAY = [str(Path(sys.executable).parent / "ray"), "start", "--disable-usage-stats", "--block"]
 # Every round of the reward model accepts (its test is switched off), so that a new version crosses the nodes.
-OPEN_ROUNDS = ["adaptation.when=iteration", "adaptation.pairs=16", "adaptation.min_pairs=1", "adaptation.level=1"]
+OPEN_ROUNDS = [
+    "adaptation.when=iteration",
+    "adaptation.fit_pairs=8",
+    "adaptation.evidence_pairs=8",
+    "adaptation.min_pairs=1",
+    "adaptation.level=1",
+]
 OPEN_ROUNDS += ["adaptation.guard_accuracy=1", "adaptation.steps=5", "judge.function=examples.sandbox.gold:judge"]
 
 

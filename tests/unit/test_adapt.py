@@ -33,10 +33,16 @@ from tests.unit.adaptation import OBJECTIVES, preference, samples, served_and_ju
 SETTINGS = (
     *("adaptation.when=iteration", "judge.function=a:b", "rewarder.objectives=[good,safe]", "rewarder.dtype=float32"),
     *("aggregation.kind=final_score", "learner.reward_model.held_out_fraction=0.3", "adaptation.learning_rate=2e-2"),
-    *("adaptation.pairs=80", "adaptation.min_pairs=20", "adaptation.steps=40", "adaptation.lora_rank=4"),
+    *(
+        "adaptation.fit_pairs=40",
+        "adaptation.evidence_pairs=40",
+        "adaptation.min_pairs=20",
+        "adaptation.steps=40",
+        "adaptation.lora_rank=4",
+    ),
 )
 
-QUICK = ("adaptation.pairs=40", "adaptation.min_pairs=10")
+QUICK = ("adaptation.fit_pairs=20", "adaptation.evidence_pairs=20", "adaptation.min_pairs=10")
 
 
 pytestmark = pytest.mark.usefixtures("single_rank")
@@ -179,7 +185,9 @@ def test_the_tap_reads_what_is_there_of_this_iteration(world: dict[str, Any], mo
 
 
 def test_the_tap_keeps_a_bounded_number_of_groups(world: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    made = adapter(world, monkeypatch, "adaptation.pairs=20", "adaptation.min_pairs=5")
+    made = adapter(
+        world, monkeypatch, "adaptation.fit_pairs=10", "adaptation.evidence_pairs=10", "adaptation.min_pairs=5"
+    )
     made.propose(0, 0)
     assert sorted(made._groups) == list(range(120, 200))
 
@@ -219,7 +227,7 @@ def test_a_backbone_without_projections_is_refused() -> None:
 
 def test_the_lora_fit_lowers_its_loss_and_leaves_the_heads(tmp_path: Path) -> None:
     served, judge, tokenizer = served_and_judge(tmp_path)
-    items = propose(samples(60), 60, 0.1, seed=0).items
+    items = propose(samples(60), 30, 30, 0.1, seed=0).items
     sets = judged_sets(
         items, {item.key: preference(judge, tokenizer, item) for item in items}, OBJECTIVES, tokenizer, 50
     )
@@ -242,7 +250,7 @@ def test_the_lora_fit_lowers_its_loss_and_leaves_the_heads(tmp_path: Path) -> No
 def test_the_scale_follows_the_scores(tmp_path: Path, factor: float) -> None:
     """Scores that differ by hundredths, as those of released models, are brought to the same logits."""
     served, _, tokenizer = served_and_judge(tmp_path)
-    items = propose(samples(60), 60, 0.1, seed=0).items
+    items = propose(samples(60), 30, 30, 0.1, seed=0).items
     said: dict[str, Preference] = {item.key: preference(served, tokenizer, item) for item in items}
     for item in items[::3]:
         said[item.key] = "first" if said[item.key] == "second" else "second"

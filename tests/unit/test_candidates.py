@@ -10,8 +10,8 @@ from learner.candidates import is_evidence, judged_sets, propose
 from tests.unit.adaptation import group, samples
 
 
-def test_half_of_the_pairs_are_evidence_and_no_prompt_is_on_both_sides() -> None:
-    proposal = propose(samples(400), 100, 0.1, seed=0)
+def test_each_side_has_its_pairs_and_no_prompt_is_on_both() -> None:
+    proposal = propose(samples(400), 50, 50, 0.1, seed=0)
     assert len(proposal.fit) == len(proposal.evidence) == 50
     fitted, weighed = ({item.messages for item in side} for side in (proposal.fit, proposal.evidence))
     assert len(fitted) == len(weighed) == 50 and not fitted & weighed
@@ -27,16 +27,16 @@ def test_held_out_prompts_are_evidence_only() -> None:
 
 def test_the_newest_groups_come_first() -> None:
     groups = samples(400)
-    proposal = propose(groups, 20, 0.1, seed=0)
+    proposal = propose(groups, 10, 10, 0.1, seed=0)
     slots = {scored.group.prompt.messages: scored.group.slot for scored in groups}
     assert min(slots[item.messages] for item in proposal.items) > 340
     assert proposal.oldest_version == min(slots[item.messages] for item in proposal.items) // 4
-    assert propose(list(reversed(groups)), 20, 0.1, seed=0) == proposal
+    assert propose(list(reversed(groups)), 10, 10, 0.1, seed=0) == proposal
 
 
 def test_a_prompt_gives_one_pair_and_its_newest_group_gives_it() -> None:
     old, new = group(3, ["w1", "w2"], prompt="w9 w9"), group(8, ["w3", "w4"], prompt="w9 w9")
-    (item,) = propose([old, new], 10, 0.1, seed=0).items
+    (item,) = propose([old, new], 5, 5, 0.1, seed=0).items
     assert {item.first, item.second} == {"w3", "w4"} and item.meta == {"kind": "plain"}
 
 
@@ -45,13 +45,13 @@ def test_a_prompt_gives_one_pair_and_its_newest_group_gives_it() -> None:
     [(["w1", "w1", " w1 "], []), (["w1", "w2"], [0]), (["w1", "w2", "w1"], [1]), (["w1"], [])],
 )
 def test_equal_and_truncated_responses_make_no_pair(responses: list[str], truncated: list[int]) -> None:
-    assert propose([group(0, responses, truncated=truncated)], 10, 0.1, seed=0).items == []
-    assert propose([], 10, 0.1, seed=0).oldest_version is None
+    assert propose([group(0, responses, truncated=truncated)], 5, 5, 0.1, seed=0).items == []
+    assert propose([], 5, 5, 0.1, seed=0).oldest_version is None
 
 
 def test_pairs_are_random_by_seed_and_the_same_when_repeated() -> None:
     groups = samples(100, responses=8)
-    first, again, other = (propose(groups, 60, 0.1, seed) for seed in (0, 0, 1))
+    first, again, other = (propose(groups, 30, 30, 0.1, seed) for seed in (0, 0, 1))
     assert first == again and first != other
     places = {
         i for item in first.items for g in groups for i, r in enumerate(g.group.rollouts) if r.response == item.first
@@ -67,7 +67,7 @@ def test_labels_turn_pairs_into_chosen_and_rejected_and_ties_go(tmp_path) -> Non
     tiny_policy(tmp_path, 0)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     groups = [group(i, ["w1", "w2 w3"], prompt=f"w{i + 10}") for i in range(3)]
-    items = [item for g in groups for item in propose([g], 2, 0.1, seed=0).items]
+    items = [item for g in groups for item in propose([g], 1, 1, 0.1, seed=0).items]
     said: dict[str, Preference] = {item.key: "first" if item.first == "w2 w3" else "second" for item in items[:2]}
     said[items[2].key] = "tie"
     sets = judged_sets(items, said, ["good"], tokenizer, 50)
