@@ -1,4 +1,5 @@
-"""DeepSpeed behind five verbs: forward, backward, step, save, load. The only importer of deepspeed.
+"""DeepSpeed behind a few verbs: forward, backward, step, save, load, and MetaRM's (learner/perturb.py). The only importer of
+deepspeed.
 
 Owned by learner/worker.py, one per rank, used by every stage that takes a gradient. Parameters are float32 (sharded from
 ZeRO stage 1 up by DeepSpeed's rules); passes may run in bfloat16 autocast. Gradient accumulation is ours: any number of
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from common.config import LearnerConfig
+from learner.perturb import Weights
 
 TAG = "deepspeed"
 
@@ -63,6 +65,7 @@ class Engine:
         ds_config = _ds_config(config.zero_stage, config.grad_clip if config.zero_stage else 0.0)
         engine, *_ = deepspeed.initialize(model=module.to(device), optimizer=optimizer, config=ds_config)
         self._engine: Any = engine  # DeepSpeed ships no usable types
+        self._weights = Weights(engine)
 
     @property
     def module(self) -> Callable[..., Any]:
@@ -84,6 +87,7 @@ class Engine:
 
     def step(self, scale: float = 1.0) -> float:
         """Updates the parameters at learning_rate * scale; returns the gradient norm before clipping."""
+        self._check_not_shifted()
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self._learning_rate * scale
         self._engine.step()
@@ -97,6 +101,32 @@ class Engine:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._grad_clip or float("inf")))
 
+    def take_gradient(self) -> Tensor:
+        """What `backward` accumulated since the last step or take, averaged over ranks, as one flat float32 vector; nothing of
+        it reaches the next step. This rank's part of the trainable parameters: whole at ZeRO 0, the local shard above.
+        Zeros where there was no gradient. Collective."""
+        return self._weights.take_gradient()
+
+    def shift(self, vector: Tensor, scale: float) -> None:
+        """Adds scale * vector, laid out as `take_gradient`'s, to the weights of the next forward passes. Shifts add up until
+        `restore` or `keep`, one of which must come before a step. Collective."""
+        self._weights.shift(vector, scale)
+
+    def restore(self) -> None:
+        """Puts back the weights from before the first shift, bit by bit; without a shift, nothing. Collective."""
+        self._weights.restore()
+
+    def keep(self) -> None:
+        """Makes the shifted weights the weights that the next step updates; the optimizer's moments stay."""
+        self._weights.keep()
+
+    def dot(self, a: Tensor, b: Tensor) -> float:
+        """Inner product over all ranks of two vectors laid out as `take_gradient`'s. Collective."""
+        return self._weights.dot(a, b)
+
+    def _check_not_shifted(self) -> None:
+        assert not self._weights.shifted, "the weights are shifted; restore() or keep() them before step, save and load"
+
     def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """(name, whole parameter) in one order on every rank; each is gathered alone, so one parameter's memory suffices.
 
@@ -109,10 +139,12 @@ class Engine:
 
     def save(self, directory: Path) -> None:
         """Writes parameters and optimizer state of every rank; collective. The caller commits the directory."""
+        self._check_not_shifted()
         self._engine.save_checkpoint(str(directory), tag=TAG, save_latest=False)
 
     def load(self, directory: Path) -> None:
         """Restores what `save` wrote, at the same number of ranks and ZeRO stage."""
+        self._check_not_shifted()
         path, _ = self._engine.load_checkpoint(str(directory), tag=TAG)
         if path is None:
             raise RuntimeError(
