@@ -56,13 +56,14 @@ class RatedResponse:
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
     """Two different answers to the same conversation, the first of them preferred: with probability `target`, and by `margin`
-    (nats), which training takes off the difference of their scores."""
+    (nats), which training takes off the difference of their scores; `weight` of its loss."""
 
     messages: tuple[Message, ...]
     chosen: str
     rejected: str
     target: float = 1.0
     margin: float = 0.0
+    weight: float = 1.0
 
 
 def read_prompts(source: str | Path, limit: int | None = None) -> list[PromptRow]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,12 +21,16 @@ from common.address import QueueAddress
 from common.config import Config
 from common.judge import PairItem
 from common.label_sources import LabelFiles
+from common.types import FloatArray
 from driver.checkpoint import commit
 from driver.cluster import Cluster
 from driver.labels import LabelBook, make_judge
 from driver.long_calls import follow
 from driver.progress import say
+from learner.candidates import Proposal
 from learner.evidence import Decision
+from learner.ocrm import pair_weights
+from learner.rm_adapter import Round, Versions
 
 METRICS = (
     "pair_accuracy",
@@ -36,6 +39,8 @@ METRICS = (
     "candidate_onpolicy_accuracy",
     "p_value",
     "evidence_pairs",
+    "difference_loss",
+    "candidate_difference_loss",
 )
 
 
@@ -61,9 +66,11 @@ class RewardModels:
 
     def connect(self, address: QueueAddress, files: LabelFiles) -> None:
         """Gives the adapter, if there is one, the scored stream and the original data."""
+        self._files = files
         for source in files.all() if self._cluster.adapters else ():
             self._cluster.disks.share(source)
-        self._cluster.call_all(self._cluster.adapters, "connect", address, files)
+        self._cluster.call_all(self._cluster.adapters, "set_original", files)
+        self._cluster.call_all(self._cluster.adapters[:1], "connect", address)
 
     def round(self, iteration: int, first_slot: int) -> dict[str, float | None]:
         """One round on the samples since first_slot; the names of the step line. Nothing where nothing is adapted."""
@@ -71,16 +78,30 @@ class RewardModels:
         if not adapters:
             return {}
         say(f"  reward model round {iteration + 1}")
-        items: Sequence[PairItem] = follow(self._cluster, adapters, "propose", iteration, first_slot)
+        proposal: Proposal = self._cluster.call(adapters[0], "propose", iteration, first_slot)
         book = LabelBook(self._run / "labels.jsonl")
-        preferences = book.buy(items, make_judge(self._config.judge, self._config.run.seed))
+        preferences = book.buy(self._to_judge(proposal), make_judge(self._config.judge, self._config.run.seed))
+        chosen = Round(iteration, proposal, preferences, self._pair_weights())
         aside = self._run / "rm" / "candidate"
         shutil.rmtree(aside, ignore_errors=True)
         with self._cluster.disks.writing(aside) as target:
-            arguments = (preferences, self.served, self._revision(), self.version + 1, target)
-            decision: Decision = follow(self._cluster, adapters, "fit", *arguments)
+            versions = Versions(self.served, self._revision(), self.version + 1, target)
+            decision: Decision = follow(self._cluster, adapters, "fit", chosen, versions)
         self._keep(decision, iteration, aside)
         return _metrics(decision)
+
+    def _to_judge(self, proposal: Proposal) -> list[PairItem]:
+        """The evidence, and what is fitted on where labels are."""
+        fitted = proposal.fit if self._config.adaptation.method == "labelled" else ()
+        return [*fitted, *proposal.evidence]
+
+    def _pair_weights(self) -> list[float] | None:
+        """How much the policy of now makes of each original pair (ocrm); None for other methods."""
+        if self._config.adaptation.method != "ocrm":
+            return None
+        ocrm = self._config.adaptation.ocrm
+        ratios: FloatArray = self._cluster.call_all(self._cluster.learners, "pair_log_ratios", self._files.pairs)[0]
+        return pair_weights(ratios, ocrm.strength, ocrm.mixture).tolist()
 
     def _keep(self, decision: Decision, iteration: int, aside: Path) -> None:
         """Commits and serves an accepted candidate, or writes down why there is none."""

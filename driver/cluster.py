@@ -46,7 +46,7 @@ class Cluster:
         self.learners: list[ActorHandle] = []
         self.actors: list[ActorHandle] = []
         self.rewarders: list[ActorHandle] = []
-        self.adapters: list[ActorHandle] = []  # one, or none where the reward model is not adapted
+        self.adapters: list[ActorHandle] = []  # none where the reward model is not adapted
         self.preference_workers: list[ActorHandle] = []  # while stage preferences works
         self._names: dict[ActorHandle, str] = {}
         self.gauges = Gauges(config.run.name, config.rewarder.objectives)
@@ -116,10 +116,13 @@ class Cluster:
             self.rewarders.append(self._make(RewarderWorker, name, gpus, config.rewarder.threads, arguments))
 
     def make_adapter(self) -> None:
-        """Makes the reward model's adapter: a group of its own, of one process."""
+        """Makes the ranks of the reward model's adapter and joins them in a process group of their own."""
         adaptation = self._config.adaptation
-        made = self._make(RmAdapter, "rm-adapter", adaptation.gpus, adaptation.threads, (self._config,))
-        self.adapters.append(made)
+        for rank in range(adaptation.ranks):
+            name, arguments = f"rm-adapter-{rank}", (rank, self._config)
+            self.adapters.append(self._make(RmAdapter, name, adaptation.gpus, adaptation.threads, arguments))
+        host, port = self.call(self.adapters[0], "address")
+        self.call_all(self.adapters, "join", host, port)
 
     def make_preference_workers(self) -> None:
         """Makes the processes that train the members of stage preferences."""

@@ -1,11 +1,13 @@
-"""One round of reward model adaptation: fit a candidate on judged pairs of the policy's samples, weigh it, accept or not.
+"""One round of reward model adaptation: fit a candidate (learner/tiers.py says what is trained, learner/meta_rm.py how), weigh
+it on judged pairs that it was not fitted on, accept it or not.
 
-    loss  Bradley-Terry of the debiased gated score over its scale, on judged pairs + replay_weight * on original data
-    gate  the gate and its scale, on cached features: cannot change what an objective means
-    lora  low-rank updates of the attention and the gate; the replay has the ratings too, which hold the objectives
+    L  Bradley-Terry of the debiased gated score over its scale, on judged (or self-labelled) pairs + replay_weight * on
+       original data; alone on original data where nothing fresh is labelled
+    J  the difference loss on unlabelled samples, for the meta methods
 
 Called by learner/rm_adapter.py. Works on the model it is given, a copy of the served one, and changes it in place; only an
-accepted one is ever written. The candidate is weighed after its updates were merged and rounded, as it would serve.
+accepted one is ever written. The candidate is weighed after its updates were merged and rounded, as it would serve. J is
+reported and never decides.
 """
 
 from __future__ import annotations
@@ -17,88 +19,87 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.config import AdaptationConfig
+from common.config import CACHED_TIERS, META_METHODS, LearnerConfig
 from learner import calibration, held_out
-from learner.evidence import Decision, Evidence, Rules, Standing, decide
-from learner.lora import add_lora, merge_lora
+from learner.adaptation_fit import Method, descend
+from learner.backbone_landscape import FitSets
+from learner.cached_landscape import CachedLandscape
+from learner.evidence import Decision, Evidence, Standing, decide
+from learner.meta_rm import spread, spread_pairs
 from learner.progress import Report
-from learner.reward_data import PromptSet, flatten
-from learner.reward_training import (
-    Features,
-    descend_gate,
-    extract_features,
-    gate_loss,
-    gated_score,
-)
-from learner.schedule import cosine
-from learner.stage_1 import stage_1_losses
+from learner.pseudo_labels import labelled_by_itself
+from learner.reward_data import PromptSet
+from learner.reward_training import Features, extract_features, gated_score
+from learner.tiers import fit_backbone_tier
 from rewarder.aggregation import Aggregation
 from rewarder.calibrate import fit_temperature
 from rewarder.model import GatedRewardModel
-from rewarder.scoring import batches, collate
-
-GRAD_CLIP = 1.0
 
 
 @dataclass(frozen=True)
 class Data:
-    """Judged pairs of the policy's samples (fit, evidence) and original ratings and pairs (training, held_out)."""
+    """Judged pairs of the policy's samples (fit, evidence), unlabelled samples of it (meta: each prompt's different responses),
+    and original ratings and pairs (training, held_out)."""
 
     fit: list[PromptSet]
     evidence: list[PromptSet]
+    meta: list[PromptSet]
     training: list[PromptSet]
     held_out: list[PromptSet]
 
 
 @dataclass(frozen=True)
-class Method:
-    """How a candidate is fitted: the configured settings, the weight of the replayed ratings, the column of the objective
-    that the original pairs train (where there is one), the budget of a pass, and whether tier lora computes activations
-    twice to keep fewer."""
-
-    settings: AdaptationConfig
-    regression_weight: float
-    preference: int | None
-    micro_batch_tokens: int
-    seed: int
-    gradient_checkpointing: bool = False
-
-    @property
-    def rules(self) -> Rules:
-        adaptation = self.settings
-        return Rules(adaptation.level, adaptation.min_pairs, adaptation.guard_accuracy, adaptation.guard_r2)
-
-
-@dataclass(frozen=True)
 class Weighing:
-    """Features of the evidence and of the original held-out data under one model."""
+    """Features of the evidence, of the original held-out data and of the unlabelled samples under one model, and the scale of
+    its gated score."""
 
     evidence: Features
     held_out: Features
+    meta: Features | None
+    scale: float
 
 
-def adapt(model: GatedRewardModel, data: Data, aggregation: Aggregation, method: Method, report: Report) -> Decision:
+def adapt(
+    model: GatedRewardModel,
+    data: Data,
+    aggregation: Aggregation,
+    method: Method,
+    learner: LearnerConfig,
+    report: Report,
+) -> Decision:
     """Fits `model` in place, calibrates it anew and decides whether it may serve. Raises nothing for a bad candidate: it is
-    refused with its reason."""
-    if missing := _missing(data, method.rules.min_pairs):
+    refused with its reason. Every rank calls it and comes to the same decision."""
+    if missing := _missing(data, method):
         return Decision(False, missing, {"evidence_pairs": float(len(data.evidence))})
-    before = _features(model, data, method)
-    served_right, served = _right(model, before.evidence), _standing(model, before.held_out, method)
-    scale = logit_scale(model, before.held_out)
-    if scale is None:
+    before = _weighing(model, data, method)
+    if before is None:
         return Decision(False, "the served model orders the original held-out pairs no better than chance", {})
-    after = _fit(model, data, before, method, scale, report)
+    served_right, served = _right(model, before.evidence), _standing(model, before.held_out, method)
+    numbers = _spreads(model, before, "difference_loss")
+    fresh = _fresh(model, data, before, method)
+    if not fresh and method.settings.method == "pseudo_label":
+        return Decision(False, f"no pair is labelled with a confidence of {method.settings.confidence:g}", numbers)
+    after = _fit(model, replace(data, fit=fresh), before, method, learner, report)
+    if after is None:
+        return Decision(False, "the candidate orders the original held-out pairs no better than chance", numbers)
     evidence = Evidence(served_right, _right(model, after.evidence))
     decision = decide(evidence, served, _standing(model, after.held_out, method), method.rules)
+    numbers |= (
+        decision.numbers | _spreads(model, after, "candidate_difference_loss") | {"fitted_pairs": float(len(fresh))}
+    )
+    decision = replace(decision, numbers=numbers)
     if decision.accepted and (problem := _recalibrate(model, after.held_out, aggregation, method)):
         return replace(decision, accepted=False, reason=f"{decision.reason}; {problem}")
     return decision
 
 
-def _missing(data: Data, min_pairs: int) -> str:
+def _missing(data: Data, method: Method) -> str:
     """Why no candidate can be fitted or weighed; empty where one can."""
-    if not data.fit or len(data.evidence) < min_pairs:
+    min_pairs, kind = method.rules.min_pairs, method.settings.method
+    if len(data.evidence) < min_pairs or (kind == "labelled" and not data.fit):
         return f"{len(data.fit)} pairs to fit and {len(data.evidence)} of evidence, 1 and {min_pairs} wanted"
+    if kind in (*META_METHODS, "pseudo_label") and not data.meta:
+        return f"there are no unlabelled samples, which method {kind} is fitted on"
     for name, sets in (("training", data.training), ("held-out", data.held_out)):
         if not any(prompt.pairs for prompt in sets):
             return f"there are no original {name} pairs"
@@ -116,101 +117,51 @@ def logit_scale(model: GatedRewardModel, features: Features) -> float | None:
         return None
 
 
-def fit_gate(
-    model: GatedRewardModel, fresh: Features, original: Features, method: Method, scale: float, report: Report
-) -> None:
-    """Trains the gate and its scale alone, from where they are."""
-    settings, generator = method.settings, np.random.default_rng([method.seed, 1])
-
-    def loss() -> Tensor:
-        replayed = gate_loss(model, original, generator, scale)
-        return gate_loss(model, fresh, generator, scale) + settings.replay_weight * replayed
-
-    descend_gate(model, loss, settings.steps, settings.learning_rate, report)
-
-
-def fit_lora(
-    model: GatedRewardModel,
-    fresh: Sequence[PromptSet],
-    original: Sequence[PromptSet],
-    method: Method,
-    scale: float,
-    report: Report,
-) -> None:
-    """Trains low-rank updates of the attention, and the gate; the updates are then merged into the weights."""
-    settings, generator = method.settings, np.random.default_rng([method.seed, 2])
-    parameters = _trainable(model, method)
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
-    budget = method.micro_batch_tokens
-    for step in range(settings.steps):
-        optimizer.zero_grad()
-        judged, replayed = (_draw(sets, settings.batch_pairs, generator) for sets in (fresh, original))
-        loss = accumulate(model, judged, 1.0, 0.0, None, scale, budget)
-        weights = settings.replay_weight, method.regression_weight
-        accumulate(model, replayed, *weights, method.preference, scale, budget)
-        torch.nn.utils.clip_grad_norm_(parameters, GRAD_CLIP)
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * cosine(step, settings.steps, 0.03)
-        optimizer.step()
-        report("lora", step + 1, settings.steps, {"preference": loss})
-    merge_lora(model.backbone)
-    model.backbone.gradient_checkpointing_disable()
-    model.eval()
-
-
-def _trainable(model: GatedRewardModel, method: Method) -> list[torch.nn.Parameter]:
-    """The low-rank updates, which are put in place, and the gate; all else is frozen."""
-    model.requires_grad_(False)
-    updates = add_lora(model.backbone, method.settings.lora_rank, method.seed)
-    model.gating.requires_grad_(True)
-    if method.gradient_checkpointing:
-        model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
-        model.backbone.train()  # transformers checkpoints in training mode only
-    return [*updates, *model.gating.parameters()]
-
-
-def accumulate(
-    model: GatedRewardModel,
-    sets: Sequence[PromptSet],
-    weight: float,
-    regression_weight: float,
-    column: int | None,
-    scale: float,
-    micro_batch_tokens: int,
-) -> float:
-    """Adds the gradient of weight * stage 1's loss (stage_1.stage_1_losses), means over the sets, in micro-batches of
-    whole prompts; returns the Bradley-Terry part of the gated score."""
-    num_pairs = max(1, sum(len(prompt.pairs) for prompt in sets))
-    known = torch.from_numpy(sum(np.isfinite(prompt.ratings).sum(0) for prompt in sets)).to(model.device)
-    total = 0.0
-    for indices in batches([sum(len(c.ids) for c in prompt.conversations) for prompt in sets], micro_batch_tokens):
-        rendered, ratings, pairs, pair_labels, _ = flatten([sets[i] for i in indices])
-        labels = ratings.to(model.device), pairs.to(model.device), pair_labels.to(model.device)
-        output = model(*collate(rendered, model.device))
-        losses = stage_1_losses(output, model.reward_transform_matrix, *labels, known, num_pairs, column, scale)
-        (weight * (regression_weight * losses[0] + losses[1] + losses[2])).backward()
-        total += losses[1].item()
-    return total
+def _fresh(model: GatedRewardModel, data: Data, before: Weighing, method: Method) -> list[PromptSet]:
+    """What is fitted on beside the original data."""
+    if method.settings.method == "labelled":
+        return data.fit
+    if method.settings.method == "pseudo_label":
+        assert before.meta is not None, "checked by _missing"
+        reward = _scores(model, before.meta) / before.scale
+        return labelled_by_itself(data.meta, reward, method.settings.confidence, method.seed)
+    return []
 
 
 def _fit(
-    model: GatedRewardModel, data: Data, before: Weighing, method: Method, scale: float, report: Report
-) -> Weighing:
-    """Fits by the configured tier; the features under the candidate (the gate leaves them as they are)."""
-    if method.settings.tier == "lora":
-        fit_lora(model, data.fit, data.training, method, scale, report)
-        return _features(model, data, method)
-    fresh, original = (_extract(model, sets, method) for sets in (data.fit, data.training))
-    fit_gate(model, fresh, original, method, scale, report)
-    return before
+    model: GatedRewardModel, data: Data, before: Weighing, method: Method, learner: LearnerConfig, report: Report
+) -> Weighing | None:
+    """Fits by the configured tier; the features under the candidate (cached tiers leave them as they are)."""
+    settings = method.settings
+    if settings.tier not in CACHED_TIERS:
+        sets = FitSets(data.fit, data.training, data.meta)
+        fit_backbone_tier(model, sets, method, learner, before.scale, report)
+        return _weighing(model, data, method)
+    fresh = _extract(model, data.fit, method) if data.fit else None
+    original = _extract(model, data.training, method)
+    descend(CachedLandscape(model, fresh, original, before.meta, method, before.scale), settings, report)
+    scale = logit_scale(model, before.held_out)
+    return None if scale is None else replace(before, scale=scale)
 
 
-def _features(model: GatedRewardModel, data: Data, method: Method) -> Weighing:
-    return Weighing(_extract(model, data.evidence, method), _extract(model, data.held_out, method))
+def _weighing(model: GatedRewardModel, data: Data, method: Method) -> Weighing | None:
+    """None where the model orders the held-out pairs no better than chance."""
+    seen, meta = _extract(model, data.held_out, method), _extract(model, data.meta, method) if data.meta else None
+    scale = logit_scale(model, seen)
+    return None if scale is None else Weighing(_extract(model, data.evidence, method), seen, meta, scale)
+
+
+def _spreads(model: GatedRewardModel, weighing: Weighing, name: str) -> dict[str, float | None]:
+    """J of the unlabelled samples, over the model's own scale: what it gains by larger scores alone is not counted."""
+    if weighing.meta is None:
+        return {}
+    prompt_of = weighing.meta.prompt_of
+    comparisons = spread_pairs(prompt_of, len(prompt_of.unique()))
+    return {name: float(spread(_scores(model, weighing.meta) / weighing.scale, comparisons))}
 
 
 def _extract(model: GatedRewardModel, sets: Sequence[PromptSet], method: Method) -> Features:
-    return extract_features(model, sets, method.micro_batch_tokens, 0, model.device)
+    return extract_features(model, sets, method.micro_batch_tokens, method.rank, model.device)
 
 
 def _scores(model: GatedRewardModel, features: Features) -> Tensor:
@@ -228,7 +179,7 @@ def _standing(model: GatedRewardModel, features: Features, method: Method) -> St
     gate tier, whose objectives stay as they are, bit for bit."""
     report = held_out.held_out_report(model, features, method.preference)
     rated = [name for k, name in enumerate(model.objectives) if k != method.preference]
-    guarded = rated if method.settings.tier == "lora" else ()
+    guarded = rated if method.settings.tier != "gate" else ()
     return Standing(report["rm/pair_accuracy"], {name: report[f"rm/r2/{name}"] for name in guarded})
 
 
@@ -240,8 +191,3 @@ def _recalibrate(model: GatedRewardModel, unseen: Features, aggregation: Aggrega
         return f"it cannot be calibrated: {error}"
     model.info = replace(model.info, calibration=fitted)
     return ""
-
-
-def _draw(sets: Sequence[PromptSet], count: int, generator: np.random.Generator) -> list[PromptSet]:
-    picked = generator.choice(len(sets), min(count, len(sets)), replace=False)
-    return [sets[index] for index in picked]

@@ -1,18 +1,21 @@
-"""Which pairs of the policy's own samples a round has judged, and what becomes of the labels. Pure of Ray and Redis.
+"""Which of the policy's own samples a round has judged or uses unlabelled, and what becomes of the labels. Pure of Ray and
+Redis.
 
-Called by learner/rm_adapter.py. One pair per prompt, from the newest groups back; a prompt's pair is either fitted on or
-evidence, by a hash of its opening, and prompts that are held out of the original data are always evidence.
+Called by learner/rm_adapter.py. From the newest groups back; a prompt is either fitted on or evidence, by a hash of its
+opening, and prompts that are held out of the original data are always evidence. Evidence has one pair per prompt, so that its
+pairs are independent; where there are fewer prompts to fit on than fit_pairs, they give a second pair, and so on. Equal and
+truncated responses are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from common.data import PreferencePair
+from common.data import PreferencePair, RatedResponse
 from common.judge import PairItem, Preference, pair_item
 from common.split import is_held_out, opening_key, prompt_key
 from common.types import Message, ScoredGroup
@@ -20,12 +23,22 @@ from learner.reward_data import PromptSet, prompt_sets
 
 
 @dataclass(frozen=True)
+class Samples:
+    """The different, whole responses to a prompt, unlabelled; two at least."""
+
+    messages: tuple[Message, ...]
+    responses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Proposal:
-    """Pairs to be judged; oldest_version is the oldest policy that sampled one of them (None where there are none)."""
+    """Pairs to be judged, and the unlabelled samples of prompts that give no evidence; oldest_version is the oldest policy that
+    sampled one of the pairs (None where there are none)."""
 
     fit: tuple[PairItem, ...]
     evidence: tuple[PairItem, ...]
     oldest_version: int | None
+    unlabelled: tuple[Samples, ...] = ()
 
     @property
     def items(self) -> list[PairItem]:
@@ -36,20 +49,42 @@ def propose(
     groups: Sequence[ScoredGroup], fit_pairs: int, evidence_pairs: int, held_out_fraction: float, seed: int
 ) -> Proposal:
     """At most fit_pairs pairs to fit on and evidence_pairs pairs of evidence, of the newest groups (highest slots)."""
-    most = {False: fit_pairs, True: evidence_pairs}
-    sides: dict[bool, list[PairItem]] = {False: [], True: []}
+    usable: dict[bool, list[Usable]] = {False: [], True: []}
     seen: set[str] = set()
-    versions: list[int] = []
-    for group in sorted(groups, key=lambda scored: scored.group.slot, reverse=True):
-        key = prompt_key(group.group.prompt.messages)
-        weighs = is_evidence(group.group.prompt.messages, held_out_fraction)
-        side = sides[weighs]
-        if key in seen or len(side) >= most[weighs] or (pair := _pair(group, seed)) is None:
+    for scored in sorted(groups, key=lambda scored: scored.group.slot, reverse=True):
+        prompt = scored.group.prompt
+        if (key := prompt_key(prompt.messages)) in seen or len(order := _different(scored, seed)) < 2:
             continue
         seen.add(key)
-        side.append(pair)
-        versions += [rollout.oldest_version for rollout in group.group.rollouts]
-    return Proposal(tuple(sides[False]), tuple(sides[True]), min(versions, default=None))
+        usable[is_evidence(prompt.messages, held_out_fraction)].append(Usable(scored, order))
+    fit = [*_rounds(usable[False])][:fit_pairs]
+    evidence = [(one, one.pair(0)) for one in usable[True][:evidence_pairs]]
+    oldest = min((r.oldest_version for one, _ in (*fit, *evidence) for r in one.scored.group.rollouts), default=None)
+    unlabelled = tuple(one.samples for one in usable[False])
+    return Proposal(tuple(pair for _, pair in fit), tuple(pair for _, pair in evidence), oldest, unlabelled)
+
+
+@dataclass(frozen=True)
+class Usable:
+    """A group and its different, whole responses, in random order."""
+
+    scored: ScoredGroup
+    order: list[str]
+
+    @property
+    def samples(self) -> Samples:
+        return Samples(self.scored.group.prompt.messages, tuple(self.order))
+
+    def pair(self, number: int) -> PairItem:
+        """The number-th of its disjoint pairs."""
+        prompt, (a, b) = self.scored.group.prompt, self.order[2 * number : 2 * number + 2]
+        return pair_item(prompt.messages, prompt.meta, a, b)
+
+
+def _rounds(usable: Sequence[Usable]) -> Iterator[tuple[Usable, PairItem]]:
+    """Each group's first pair, then each one's second, and so on."""
+    for number in range(max((len(one.order) // 2 for one in usable), default=0)):
+        yield from ((one, one.pair(number)) for one in usable if len(one.order) // 2 > number)
 
 
 def is_evidence(messages: Sequence[Message], held_out_fraction: float) -> bool:
@@ -57,15 +92,12 @@ def is_evidence(messages: Sequence[Message], held_out_fraction: float) -> bool:
     return is_held_out(messages, held_out_fraction) or int(opening_key(messages)[8:16], 16) % 2 == 0
 
 
-def _pair(scored: ScoredGroup, seed: int) -> PairItem | None:
-    """Two of the group's different, whole responses at random; None where there are no two."""
+def _different(scored: ScoredGroup, seed: int) -> list[str]:
+    """The group's different, whole responses in an order of chance."""
     group = scored.group
     whole = [rollout.response for rollout in group.rollouts if rollout.finish_reason == "stop"]
     different = list({response.strip(): response for response in reversed(whole)}.values())
-    if len(different) < 2:
-        return None
-    a, b = np.random.default_rng([seed, group.slot]).choice(len(different), 2, replace=False)
-    return pair_item(group.prompt.messages, group.prompt.meta, different[a], different[b])
+    return [different[i] for i in np.random.default_rng([seed, group.slot]).permutation(len(different))]
 
 
 def judged_sets(
@@ -75,9 +107,18 @@ def judged_sets(
     tokenizer: PreTrainedTokenizerBase,
     max_tokens: int,
 ) -> list[PromptSet]:
-    """The pairs with a preference as prompt sets without ratings; ties are left out."""
-    pairs = [_preferred(item, preferences[item.key]) for item in items if preferences[item.key] != "tie"]
+    """The pairs with a preference as prompt sets without ratings; ties, and what has no label, are left out."""
+    labels = [(item, preferences.get(item.key)) for item in items]
+    pairs = [_preferred(item, label) for item, label in labels if label == "first" or label == "second"]
     return list(prompt_sets([], pairs, objectives, tokenizer, max_tokens).values())
+
+
+def unlabelled_sets(
+    samples: Sequence[Samples], objectives: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int
+) -> list[PromptSet]:
+    """The samples as prompt sets without ratings and pairs."""
+    rows = [RatedResponse(one.messages, response, {}) for one in samples for response in one.responses]
+    return list(prompt_sets(rows, [], objectives, tokenizer, max_tokens).values())
 
 
 def _preferred(item: PairItem, preference: Preference) -> PreferencePair:

@@ -36,12 +36,11 @@ class SpreadPairs:
     weights: Tensor
 
 
-def spread_pairs(prompt_of: Tensor) -> SpreadPairs:
-    """All pairs of rows that share a prompt; prompt_of [N]. m counts the prompts that have two rows."""
+def spread_pairs(prompt_of: Tensor, num_prompts: int) -> SpreadPairs:
+    """All pairs of rows that share a prompt; prompt_of [N]. num_prompts is m, of the whole batch."""
     same = prompt_of[:, None] == prompt_of[None, :]
     first, second = torch.nonzero(same.triu(1), as_tuple=True)
     k = same.sum(1)[first].to(torch.float32)
-    num_prompts = max(1, len(prompt_of[first].unique()))
     return SpreadPairs(torch.stack([first, second], 1), 2 / (k.square() * num_prompts))
 
 

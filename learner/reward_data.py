@@ -7,7 +7,7 @@ pair is one conversation and costs one forward pass; splits are by prompt, so th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -38,12 +38,14 @@ CHECKED_ROWS = 8192  # at a time: hidden states may be a memory-mapped file
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Indices of two conversations of a prompt, and the label: `chosen` is better with probability `target`, by `margin`."""
+    """Indices of two conversations of a prompt, and the label: `chosen` is better with probability `target`, by `margin`;
+    `weight` of its loss."""
 
     chosen: int
     rejected: int
     target: float = 1.0
     margin: float = 0.0
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,17 @@ def read_sides(
     tokenizer: PreTrainedTokenizerBase,
     rewarder: RewarderConfig,
     training: RewardTrainingConfig,
+    pair_weights: Sequence[float] | None = None,
 ) -> tuple[list[PromptSet], list[PromptSet]]:
     """(training, held out) from the files and the configured programs; training pairs are denoised, held-out ones as they came.
+    pair_weights are of the losses of the pairs, in the file's order.
     Raises ValueError where a model that is to be trained (no rewarder.model) has an objective without a source of labels, or
     with ratings of held-out prompts alone; and for strengths of other pairs."""
     fraction = training.held_out_fraction
     rated = read_ratings(files.ratings) if files.ratings else []
     paired = read_pairs(files.pairs) if files.pairs else []
+    if pair_weights is not None:
+        paired = [replace(pair, weight=float(w)) for pair, w in zip(paired, pair_weights, strict=True)]
     sources = rated, rewarder.programs, rewarder.preference, len(paired)
     if rewarder.model is None and (problems := untrained_heads(objectives, *sources, fraction)):
         raise ValueError("\n".join(problems))
@@ -138,15 +144,15 @@ def split(sets: dict[str, PromptSet], held_out_fraction: float) -> tuple[list[Pr
 
 
 def flatten(sets: Sequence[PromptSet]) -> tuple[list[Rendered], Tensor, Tensor, Tensor, Tensor]:
-    """All conversations in one list, with ratings [N, K], pairs [P, 2] in its indices, their labels [P, 2] (target, margin) and
-    prompt_of [N]."""
+    """All conversations in one list, with ratings [N, K], pairs [P, 2] in its indices, their labels [P, 3] (target, margin,
+    weight) and prompt_of [N]."""
     rendered = [conversation for prompt in sets for conversation in prompt.conversations]
     starts = np.cumsum([0, *(len(prompt.conversations) for prompt in sets)])
     pairs = [(start + p.chosen, start + p.rejected) for start, s in zip(starts, sets, strict=False) for p in s.pairs]
-    labels = [(p.target, p.margin) for prompt in sets for p in prompt.pairs]
+    labels = [(p.target, p.margin, p.weight) for prompt in sets for p in prompt.pairs]
     prompt_of = np.repeat(np.arange(len(sets)), [len(prompt.conversations) for prompt in sets])
     ratings = torch.from_numpy(np.concatenate([prompt.ratings for prompt in sets]))
-    indices, labels = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2), torch.tensor(labels).reshape(-1, 2)
+    indices, labels = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2), torch.tensor(labels).reshape(-1, 3)
     return rendered, ratings, indices, labels, torch.from_numpy(prompt_of)
 
 
@@ -179,7 +185,7 @@ def _prompt_set(
         messages,
         tuple(check_length(render(tokenizer, messages, response), max_tokens) for response in known),
         np.array(values, dtype=np.float32).reshape(len(known), len(objectives)),
-        tuple(Pair(index[pair.chosen], index[pair.rejected], pair.target, pair.margin) for pair in compared),
+        tuple(Pair(index[p.chosen], index[p.rejected], p.target, p.margin, p.weight) for p in compared),
     )
 
 

@@ -39,8 +39,8 @@ BLOCK_ROWS = 8192  # hidden states in hand at a time
 
 @dataclass(frozen=True)
 class Features:
-    """Hidden states of N conversations: prompt and response [N, H] float32; pairs [P, 2] indices, with target and margin of
-    each in pair_labels [P, 2]; ratings [N, K] with NaN; prompt_of [N] tells which conversations share a prompt."""
+    """Hidden states of N conversations: prompt and response [N, H] float32; pairs [P, 2] indices, with target, margin and
+    weight of each in pair_labels [P, 3]; ratings [N, K] with NaN; prompt_of [N] tells which conversations share a prompt."""
 
     prompt: Tensor
     response: Tensor
@@ -56,8 +56,9 @@ def gated_score(output: RewardOutput, matrix: Tensor) -> Tensor:
 
 
 def pair_losses(score: Tensor, pairs: Tensor, labels: Tensor) -> Tensor:
-    """Bradley-Terry of scores [B], for pairs [P, 2] of their indices with labels [P, 2] (target, margin); [P]."""
-    return bradley_terry(score[pairs[:, 0]] - score[pairs[:, 1]], *labels.unbind(1))
+    """Bradley-Terry of scores [B], for pairs [P, 2] of their indices with labels [P, 3] (target, margin, weight); [P]."""
+    target, margin, weight = labels.unbind(1)
+    return weight * bradley_terry(score[pairs[:, 0]] - score[pairs[:, 1]], target, margin)
 
 
 def extract_features(

@@ -1,15 +1,16 @@
-"""The reward model adapter: a Ray actor of its own that turns the policy's scored samples into a candidate reward model.
+"""The reward model adapter: Ray actors of its own that turn the policy's scored samples into a candidate reward model.
 
-Called by the driver alone (driver/adaptation.py), at the end of an iteration: `propose` says which pairs should be judged,
-`fit` trains a candidate on half of the labels, weighs it on the other half, and writes it only if it is accepted. Reads
-`{run}:scored` by a cursor of its own, outside the ledger: it acknowledges nothing, and what was trimmed before it looked is
-gone for it. One process, one rank, its own optimizer; it holds no model between calls.
+Called by the driver alone (driver/adaptation.py): `propose`, of rank 0, says which pairs should be judged and which samples are
+used without labels; `fit`, of every rank, trains a candidate, weighs it on the evidence, and writes it only if it is accepted.
+Rank 0 reads `{run}:scored` by a cursor of its own, outside the ledger: it acknowledges nothing, and what was trimmed before it
+looked is gone for it. Its own process group and optimizer; it holds no model between calls.
 """
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +19,18 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from common.address import QueueAddress
 from common.config import Config
-from common.judge import PairItem, Preference
+from common.judge import Preference
 from common.label_sources import LabelFiles
 from common.ledger import START
 from common.types import ScoredGroup
 from learner import reward_data
-from learner.adapt import Data, Method, adapt
+from learner.adapt import Data, adapt
+from learner.adaptation_fit import Method
 from learner.calibration import preference_column
-from learner.candidates import Proposal, judged_sets, propose
-from learner.engine import init_single_rank
+from learner.candidates import Proposal, judged_sets, propose, unlabelled_sets
+from learner.engine import init_process_group
 from learner.evidence import Decision
+from learner.own_host import own_host
 from learner.progress import Watched
 from learner.reward_data import PromptSet
 from rewarder.aggregation import aggregation_of
@@ -38,54 +41,92 @@ GROUPS_PER_PAIR = 4  # kept for each pair of a round: some have no two different
 MOST_ORIGINAL_PROMPTS = 2000  # of each, training and held out: bounds the passes of a round over a large original set
 
 
-class RmAdapter(Watched):
-    """Proposes, fits and weighs; one round at a time."""
+@dataclass(frozen=True)
+class Round:
+    """What a fit rests on: the proposal with its labels, its number (which seeds it), and the weights of the losses of the
+    original pairs, in the file's order, where the method has any (ocrm)."""
 
-    def __init__(self, config: Config):
-        self._config = config
+    number: int
+    proposal: Proposal
+    preferences: Mapping[str, Preference]
+    pair_weights: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Versions:
+    """The model that serves (directory or Hub id, and its revision), and the directory and rm_version of a candidate."""
+
+    served: str
+    revision: str | None
+    version: int
+    directory: str
+
+
+class RmAdapter(Watched):
+    """One rank: proposes, fits and weighs; one round at a time."""
+
+    def __init__(self, rank: int, config: Config):
+        self._rank, self._config = rank, config
         self._settings, self._rewarder = config.adaptation, config.rewarder
         self._device = torch.device("cuda" if self._settings.gpus else "cpu")
         self._pairs = self._settings.fit_pairs, self._settings.evidence_pairs
         self._cursor = START
         self._groups: dict[int, ScoredGroup] = {}
-        self._proposal = Proposal((), (), None)
-        self._iteration = 0
 
-    def connect(self, queue: QueueAddress, files: LabelFiles) -> None:
-        """Opens the scored stream; the files are the original data that the served model was made from."""
+    def address(self) -> tuple[str, int]:
+        """A host and free port of rank 0's node, for the process group."""
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return "127.0.0.1" if self._config.cluster.address is None else own_host(), free.getsockname()[1]
+
+    def join(self, host: str, port: int) -> None:
+        """Joins the adapter's process group; every rank must call it."""
         torch.set_num_threads(self._settings.threads)
-        init_single_rank()
-        self._queue = queue.connect()
+        init_process_group(self._rank, self._settings.ranks, host, port, self._settings.gpus)
+
+    def set_original(self, files: LabelFiles) -> None:
+        """The original data that the served model was made from."""
         self._files = files
 
-    def propose(self, iteration: int, first_slot: int) -> list[PairItem]:
-        """Pairs of this iteration's newest samples (slots from first_slot on), to be judged before `fit`."""
-        self._read(first_slot)
-        fraction = self._config.learner.reward_model.held_out_fraction
-        groups = list(self._groups.values())
-        self._proposal = propose(groups, *self._pairs, fraction, self._seed(iteration))
-        self._iteration = iteration
-        return self._proposal.items
+    def connect(self, queue: QueueAddress) -> None:
+        """Opens the scored stream."""
+        self._queue = queue.connect()
 
-    def fit(
-        self, preferences: Mapping[str, Preference], served: str, revision: str | None, version: int, directory: str
-    ) -> Decision:
-        """Fits a candidate to the model of directory (or Hub id) `served`, weighs it, and writes it as rm_version `version`
-        to `directory` if it is accepted. What is served is only read."""
-        objectives = self._rewarder.objectives
-        model = GatedRewardModel.load(served, self._rewarder.dtype, revision, objectives).to(self._device)
+    def propose(self, number: int, first_slot: int) -> Proposal:
+        """Pairs of the newest samples (slots from first_slot on), to be judged before `fit`, and samples without labels."""
+        self._read(first_slot)
+        return self.propose_from(number, list(self._groups.values()))
+
+    def propose_from(self, number: int, groups: Sequence[ScoredGroup]) -> Proposal:
+        """The same of these groups."""
+        fraction = self._config.learner.reward_model.held_out_fraction
+        return propose(groups, *self._pairs, fraction, self._seed(number))
+
+    def fit(self, chosen: Round, versions: Versions) -> Decision:
+        """Fits a candidate to the served model, weighs it, and writes it if it is accepted. What is served is only read."""
+        served, revision, rewarder = versions.served, versions.revision, self._rewarder
+        model = GatedRewardModel.load(served, rewarder.dtype, revision, rewarder.objectives).to(self._device)
         tokenizer = AutoTokenizer.from_pretrained(served, revision=revision)
-        data = self._data(preferences, model.objectives, tokenizer)
-        learner = self._config.learner
-        seed, weight = self._seed(self._iteration), learner.reward_model.regression_weight
-        preference, checkpointing = preference_column(self._rewarder, model.objectives), learner.gradient_checkpointing
-        method = Method(self._settings, weight, preference, learner.micro_batch_tokens, seed, checkpointing)
+        data = self._data(chosen, model.objectives, tokenizer)
         aggregation = aggregation_of(self._config.aggregation, model.objectives)
-        decision = adapt(model, data, aggregation, method, self._report)
-        if decision.accepted:
-            model.info = replace(model.info, rm_version=version)
-            model.save(Path(directory), tokenizer)
-        return replace(decision, numbers=decision.numbers | self._facts(data, preferences))
+        method = self._method(model.objectives, chosen.number)
+        decision = adapt(model, data, aggregation, method, self._config.learner, self._report)
+        if decision.accepted and self._rank == 0:
+            model.info = replace(model.info, rm_version=versions.version)
+            model.save(Path(versions.directory), tokenizer)
+        return replace(decision, numbers=decision.numbers | _facts(data, chosen))
+
+    def _method(self, objectives: Sequence[str], number: int) -> Method:
+        learner = self._config.learner
+        return Method(
+            self._settings,
+            learner.reward_model.regression_weight,
+            preference_column(self._rewarder, objectives),
+            learner.micro_batch_tokens,
+            self._seed(number),
+            learner.gradient_checkpointing,
+            self._rank,
+        )
 
     def _read(self, first_slot: int) -> None:
         """Takes in what the stream has gained, and keeps the newest groups from first_slot on up to a bound."""
@@ -101,17 +142,16 @@ class RmAdapter(Watched):
         kept = newest[-GROUPS_PER_PAIR * sum(self._pairs) :]
         self._groups = {slot: self._groups[slot] for slot in kept}
 
-    def _data(
-        self, preferences: Mapping[str, Preference], objectives: Sequence[str], tokenizer: PreTrainedTokenizerBase
-    ) -> Data:
-        most, training = self._rewarder.max_tokens, self._config.learner.reward_model
-        original = reward_data.read_sides(self._files, objectives, tokenizer, self._rewarder, training)
+    def _data(self, chosen: Round, objectives: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Data:
+        most, training, proposal = self._rewarder.max_tokens, self._config.learner.reward_model, chosen.proposal
+        rest = objectives, tokenizer
+        settings = self._rewarder, training, chosen.pair_weights
+        original = reward_data.read_sides(self._files, objectives, tokenizer, *settings)
         bounded = (self._bounded(sets) for sets in original)
         fit, evidence = (
-            judged_sets(items, preferences, objectives, tokenizer, most)
-            for items in (self._proposal.fit, self._proposal.evidence)
+            judged_sets(items, chosen.preferences, *rest, most) for items in (proposal.fit, proposal.evidence)
         )
-        return Data(fit, evidence, *bounded)
+        return Data(fit, evidence, unlabelled_sets(proposal.unlabelled, *rest, most), *bounded)
 
     def _bounded(self, sets: list[PromptSet]) -> list[PromptSet]:
         """The same MOST_ORIGINAL_PROMPTS of them in every round."""
@@ -120,16 +160,18 @@ class RmAdapter(Watched):
         order = np.random.default_rng(self._config.run.seed).permutation(len(sets))
         return [sets[index] for index in sorted(order[:MOST_ORIGINAL_PROMPTS])]
 
-    def _facts(self, data: Data, preferences: Mapping[str, Preference]) -> dict[str, float | None]:
-        """What the decision rests on: numbers of pairs, and how old the policy was that sampled them."""
-        oldest = self._proposal.oldest_version
-        return {
-            "judged_pairs": float(len(preferences)),
-            "ties": float(sum(preference == "tie" for preference in preferences.values())),
-            "fit_pairs": float(len(data.fit)),
-            "held_out_prompts": float(len(data.held_out)),
-            "oldest_policy_version": None if oldest is None else float(oldest),
-        }
+    def _seed(self, number: int) -> int:
+        return self._config.run.seed * 1009 + number
 
-    def _seed(self, iteration: int) -> int:
-        return self._config.run.seed * 1009 + iteration
+
+def _facts(data: Data, chosen: Round) -> dict[str, float | None]:
+    """What the decision rests on: numbers of pairs, and how old the policy was that sampled them."""
+    oldest, preferences = chosen.proposal.oldest_version, chosen.preferences
+    return {
+        "judged_pairs": float(len(preferences)),
+        "ties": float(sum(preference == "tie" for preference in preferences.values())),
+        "fit_pairs": float(sum(len(prompt.pairs) for prompt in data.fit)),
+        "unlabelled_prompts": float(len(data.meta)),
+        "held_out_prompts": float(len(data.held_out)),
+        "oldest_policy_version": None if oldest is None else float(oldest),
+    }

@@ -155,8 +155,8 @@ def stage_1_losses(
     scale: float = 1.0,
 ) -> Tensor:
     """[3]: masked MSE of the ratings, Bradley-Terry of the gated score over `scale`, and of the head in `column` (0 without
-    one), of a micro-batch with ratings [B, K] (NaN where there is none), pairs [P, 2] and their labels [P, 2] (target, margin);
-    num_known [K] and num_pairs are of the whole batch."""
+    one), of a micro-batch with ratings [B, K] (NaN where there is none), pairs [P, 2] and their labels [P, 3] (target, margin,
+    weight); num_known [K] and num_pairs are of the whole batch."""
     regression = masked_regression(output.scores, ratings.nan_to_num(), ratings.isfinite(), num_known)
     gated = pair_losses(gated_score(output, matrix) / scale, pairs, pair_labels).sum() / num_pairs
     if column is None:

@@ -18,12 +18,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from common.address import QueueAddress
 from common.config import Config, LearnerConfig, term_names
-from common.data import read_demonstrations
+from common.data import read_demonstrations, read_pairs
 from common.label_sources import LabelFiles
 from common.ledger import BatchAssembler, Ledger
 from common.types import FloatArray, IntArray, ScoredGroup
 from learner import sft
 from learner.engine import Engine, freeze, init_process_group
+from learner.ocrm import log_ratios
+from learner.own_host import own_host
 from learner.policy_source import revision_of, tokenizer_of
 from learner.progress import Watched
 from learner.reward_stage import RewardStage
@@ -65,7 +67,7 @@ class LearnerWorker(Watched):
         """A host and free port of rank 0's node, for the process group."""
         with socket.socket() as free:
             free.bind(("", 0))
-            return "127.0.0.1" if self._config.cluster.address is None else _host(), free.getsockname()[1]
+            return "127.0.0.1" if self._config.cluster.address is None else own_host(), free.getsockname()[1]
 
     def connect(self, host: str, port: int) -> None:
         """Joins the process group; every rank must call it."""
@@ -148,6 +150,12 @@ class LearnerWorker(Watched):
         picked = groups[: self._config.report.samples_per_step]
         return StepResult(metrics, [explain(step, group, 0, objectives, terms) for group in picked])
 
+    def pair_log_ratios(self, pairs: str) -> FloatArray:
+        """log pi - log ref of both responses of each pair of a source, [P, 2], nats per sequence; every rank must call it."""
+        models, budget = (self._engine.torch_module, self._reference), self._learner.micro_batch_tokens
+        rest = self._config.actors.temperature, budget, self._rank, self._device
+        return log_ratios(*models, read_pairs(pairs), self._tokenizer, *rest)
+
     def weights(self) -> tuple[list[bytes], list[str]]:
         """The policy's weights as safetensors shards in the engines' dtype, with the tensors' names; empty on rank > 0."""
         return to_shards(self._engine.full_parameters(), DTYPES[self._config.policy.dtype], keep=self._rank == 0)
@@ -207,13 +215,6 @@ class LearnerWorker(Watched):
 
     def _term_names(self) -> list[str]:
         return term_names(asdict(self._config.aggregation), self._config.rewarder.objectives)
-
-
-def _host() -> str:
-    """This node's address on the network: that of the route outwards (the host's name may stand for 127.0.1.1)."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("10.255.255.255", 1))  # UDP: nothing is sent
-        return str(probe.getsockname()[0])
 
 
 def _copied(engine: Engine, dtype: torch.dtype, keep: bool):

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.prompts import shard, tokenize_prompts
+from common.codec import decode_scored
 from common.config import Config
 from common.data import read_prompts
 from common.label_sources import LabelFiles
-from common.types import Prompt
+from common.types import Prompt, ScoredGroup
 from examples.sandbox.prepare import prepare
 from examples.sandbox.version import world_hash
 from studies.lab import Lab
@@ -25,6 +26,7 @@ from studies.study import digest, explicit
 ROOT = Path("data") / "studies"
 SHIFTED_PROMPTS, SHIFTED_SAMPLES = 400, 4
 SHIFTED_FILE = "samples.jsonl"
+GROUPS_FILE, POINTS_FILE = "groups.bin", "points.jsonl"
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,19 @@ def shifted_of(config: Config) -> Artifact:
     return Artifact("shifted", config.run.seed, _key(config, parts, SHIFTED_PROMPTS, SHIFTED_SAMPLES))
 
 
+def first_iteration_of(config: Config) -> Artifact:
+    """The end of the first iteration on the frozen reward model, which the arms of study adaptation share: the learner's
+    checkpoint, the scored groups, and what was measured on the way."""
+    parts = ("policy.", "data.", "judge.", "rewarder.", "aggregation.", "learner.", "actors.", "evaluate.")
+    sizes = config.iteration.steps, config.iteration.num
+    return Artifact("first_iteration", config.run.seed, _key(config, parts, *sizes))
+
+
 KINDS: dict[str, Callable[[Config], Artifact]] = {
     "sft": sft_of,
     "reward_model": reward_model_of,
     "shifted": shifted_of,
+    "first_iteration": first_iteration_of,
 }  # in the order of need
 
 
@@ -104,6 +115,23 @@ def reference_responses(directory: Path) -> dict[str, tuple[str, ...]]:
     """prompt_id -> the anchor's responses."""
     lines = (directory / "references.jsonl").read_text().splitlines()
     return {row["prompt_id"]: tuple(row["responses"]) for row in map(json.loads, lines)}
+
+
+def scored_groups(directory: Path) -> list[ScoredGroup]:
+    """The groups of a first iteration, in slot order."""
+    data, found = (directory / GROUPS_FILE).read_bytes(), list[ScoredGroup]()
+    while data:
+        end = 4 + int.from_bytes(data[:4], "little")
+        record = decode_scored(data[4:end])
+        assert isinstance(record, ScoredGroup), "a study drops no slot"
+        found.append(record)
+        data = data[end:]
+    return found
+
+
+def points(directory: Path) -> list[dict[str, float]]:
+    """What was measured along a first iteration."""
+    return [json.loads(line) for line in (directory / POINTS_FILE).read_text().splitlines()]
 
 
 def _prompts(config: Config, source: str | None, anchor: Path, limit: int | None) -> list[Prompt]:

@@ -20,7 +20,25 @@ SINGLE_MODEL = (
 )
 FLIPPED = ("sft", "reward_model", "shifted")  # what arms with flipped labels need
 SHIFTED = ("aggregation.kind=final_score",)  # as the policy whose samples are out of distribution was trained
+# Every round trains the whole model, for about half an epoch of the original pairs, and is weighed on as many labels
+ROUNDS = (
+    "adaptation.when=iteration",
+    "adaptation.tier=full",
+    "adaptation.steps=60",
+    "adaptation.batch_pairs=16",
+    "adaptation.learning_rate=3e-4",
+    "adaptation.evidence_pairs=192",
+    "adaptation.guard_r2=0.05",
+    "adaptation.meta.prompts=8",
+)
+ADAPTATION, SHARED = "studies.adaptation:measure", ("sft", "reward_model", "first_iteration")
 HACKED = "judge.labeler=studies.labelers:hacked"
+
+
+def _rounds(method: str, *settings: str, name: str = "", options: tuple[str, ...] = ()) -> Arm:
+    """An arm of study adaptation."""
+    return Arm(name or method, ADAPTATION, (*ROUNDS, f"adaptation.method={method}", *settings), options, SHARED)
+
 
 STUDIES = (
     Study(
@@ -87,6 +105,22 @@ STUDIES = (
         tuple(
             Arm(f"flipped_{share:02d}", "studies.denoising:measure", SHIFTED, (f"flipped={share / 100}",), FLIPPED)
             for share in (0, 10, 25, 40)
+        ),
+        page="docs/studies.md",
+    ),
+    Study(
+        "adaptation",
+        "Does a reward model that is adapted to the policy's samples, with labels or without, give a better policy?",
+        (
+            Arm("frozen", ADAPTATION, (), ("frozen",), SHARED),
+            _rounds("none"),
+            _rounds("literal", "adaptation.meta.size=0.05"),
+            _rounds("no_restore", "adaptation.meta.size=0.005"),
+            _rounds("joint", "adaptation.meta.weight=0.5"),
+            _rounds("look_ahead", "adaptation.meta.size=0.1"),
+            _rounds("ocrm"),
+            _rounds("labelled", "adaptation.fit_pairs=64", name="labelled_64"),
+            _rounds("labelled", "adaptation.fit_pairs=256", name="labelled_256"),
         ),
         page="docs/studies.md",
     ),

@@ -27,6 +27,7 @@ from studies.lab import Lab
 from studies.labelers import has_planted
 
 SAMPLES = 2
+EVALUATE_EVERY = 5  # steps
 REFERENCE_SAMPLES = 8  # of the reference policy for each held-out prompt, where its own gold is the bar
 BATCH_TOKENS = 4096
 TIE = 0.02  # two responses whose gold differs by less are no pair
@@ -57,6 +58,10 @@ class Evaluation:
         sampled = self._lab.sample(self._prompts, REFERENCE_SAMPLES, seed, "gold references")
         golds = [[self._gold(p, r) for r in rollouts] for p, rollouts in zip(self._prompts, sampled, strict=True)]
         self._breadth = Breadth([prompt.meta["kind"] for prompt in self._prompts], golds, quantile)
+
+    def watch(self, reward_model: Path) -> None:
+        """From here on, belief and accuracy are those of this reward model."""
+        self._model = GatedRewardModel.load(reward_model, "float32")
 
     def measure(self, step: int, seed: int) -> dict[str, float]:
         """One point of every curve; the weights in the engine must be those of `step`."""

@@ -35,27 +35,45 @@ class Loop:
         parts, slots = artifacts.shards(config, anchor), config.iteration.steps * config.learner.groups_per_step
         self._orders = [SlotPrompts(part, i * slots, config.run.seed) for i, part in enumerate(parts)]
 
-    def step(self, step: int) -> None:
-        """Samples from the weights in the engine, which must be those of `step`, and trains to those of step + 1."""
+    def step(self, step: int) -> list[ScoredGroup]:
+        """Samples from the weights in the engine, which must be those of `step`, and trains to those of step + 1; what it
+        trained on."""
         order = self._orders[step // self._per_iteration]
         groups = _sample(self._config, self._lab, order, range(step * self._size, (step + 1) * self._size))
-        self._learner.train_groups(step + 1, [self._score(group) for group in groups])
+        scored = [self._score(group) for group in groups]
+        self._learner.train_groups(step + 1, scored)
+        return scored
+
+
+class Rewards:
+    """The rewarder on the seed's reward model, calibrated for this configuration's aggregation in `directory`, with the
+    references of all iterations' prompts; another version may take its place."""
+
+    def __init__(self, config: Config, anchor: Path, rm: Path, directory: Path):
+        self._rewarder = RewarderWorker("study", config.rewarder, config.aggregation, "cpu")
+        given = replace(config, rewarder=replace(config.rewarder, model=str(rm / "model")))
+        learner_of(given).reward_model(str(anchor), artifacts.label_files(rm), str(directory))
+        self._samples: list[ReferenceSamples] = []
+        if config.aggregation.kind not in UNCENTRED:
+            responses = artifacts.reference_responses(rm)
+            prompts = [prompt for part in artifacts.shards(config, anchor) for prompt in part]
+            self._samples = [ReferenceSamples(p.prompt_id, p.messages, responses[p.prompt_id]) for p in prompts]
+        self.load(directory)
+
+    def load(self, directory: Path) -> None:
+        """Puts a version in place, and the references under it."""
+        self._rewarder.load(str(directory), None)
+        scored = self._rewarder.score_references(self._samples)
+        self._rewarder.set_references({name: reference.value for name, reference in scored.items()}, "anchor")
+
+    def score(self, group: RolloutGroup) -> ScoredGroup:
+        return self._rewarder.score(group)
 
 
 def reward_of(config: Config, anchor: Path, rm: Path) -> Score:
-    """The rewarder on the seed's reward model, calibrated for this configuration's aggregation, with its references."""
-    rewarder = RewarderWorker("study", config.rewarder, config.aggregation, "cpu")
+    """By the seed's reward model, which stays."""
     with tempfile.TemporaryDirectory() as calibrated:
-        given = replace(config, rewarder=replace(config.rewarder, model=str(rm / "model")))
-        learner_of(given).reward_model(str(anchor), artifacts.label_files(rm), calibrated)
-        rewarder.load(calibrated, None)
-    if config.aggregation.kind not in UNCENTRED:
-        responses = artifacts.reference_responses(rm)
-        prompts = [prompt for part in artifacts.shards(config, anchor) for prompt in part]
-        samples = [ReferenceSamples(p.prompt_id, p.messages, responses[p.prompt_id]) for p in prompts]
-        scored = rewarder.score_references(samples)
-        rewarder.set_references({name: reference.value for name, reference in scored.items()}, "anchor")
-    return rewarder.score
+        return Rewards(config, anchor, rm, Path(calibrated)).score
 
 
 def gold_reward(config: Config) -> Score:

@@ -12,11 +12,13 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from common.codec import encode
 from common.config import Config
 from common.data import write_jsonl
 from common.judge import label_samples, load_function
-from common.types import Prompt, Rollout
+from common.types import Prompt, Rollout, ScoredGroup
 from studies import artifacts
+from studies.evaluation import EVALUATE_EVERY, Evaluation
 from studies.lab import Lab, Report, learner_of
 from studies.loop import Loop, reward_of
 
@@ -70,10 +72,38 @@ def make_shifted(config: Config, lab: Lab, directory: Path, report: Report) -> N
     write_jsonl(directory / artifacts.SHIFTED_FILE, [_sample_row(prompt, rollout) for prompt, rollout in answers])
 
 
+def make_first_iteration(config: Config, lab: Lab, directory: Path, report: Report) -> None:
+    """Checkpoint, groups and points of Evaluation.measure, as studies/adaptation.py goes on from them."""
+    anchor, rm = artifacts.sft_of(config).directory, artifacts.reward_model_of(config).directory
+    learner = learner_of(config)
+    learner.load_policy(str(anchor), None)
+    lab.start(config, anchor)
+    held_out, steps = artifacts.held_out_prompts(config, anchor), config.iteration.steps
+    assert config.judge.function is not None, "studies have a judge"
+    watcher = Evaluation(lab, held_out, anchor, rm / "model", config.judge.function, config.rewarder.max_tokens)
+    loop = Loop(config, lab, learner, anchor, reward_of(config, anchor, rm))
+    points, groups = list[dict[str, float]](), list[ScoredGroup]()
+    for step in range(steps + 1):
+        report("step", step, steps)
+        lab.publish(learner, step, held_out)
+        if step % EVALUATE_EVERY == 0 or step == steps:
+            points.append(watcher.measure(step, config.run.seed))
+        if step < steps:
+            groups += loop.step(step)
+    write_jsonl(directory / artifacts.POINTS_FILE, points)
+    (directory / artifacts.GROUPS_FILE).write_bytes(b"".join(_framed(encode(group)) for group in groups))
+    learner.save(str(directory / "checkpoint"))
+
+
+def _framed(record: bytes) -> bytes:
+    return len(record).to_bytes(4, "little") + record
+
+
 MAKERS: dict[str, Callable[[Config, Lab, Path, Report], None]] = {
     "sft": make_sft,
     "reward_model": make_reward_model,
     "shifted": make_shifted,
+    "first_iteration": make_first_iteration,
 }
 
 

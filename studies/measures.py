@@ -9,13 +9,12 @@ reward_model  the seed's reward model on held-out samples of the SFT policy: wha
 from __future__ import annotations
 
 from studies import artifacts, reward_quality
-from studies.evaluation import Evaluation
+from studies.evaluation import EVALUATE_EVERY, Evaluation
 from studies.lab import Lab, Report, learner_of
 from studies.loop import Loop, gold_reward, reward_of
 from studies.study import Unit, with_aggregation_weights
 
 Measured = tuple[dict[str, float], dict[str, list[float]]]
-EVALUATE_EVERY = 5  # steps
 
 
 def policy(unit: Unit, lab: Lab, report: Report) -> Measured:

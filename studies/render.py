@@ -143,6 +143,7 @@ TABLES: dict[str, Callable[[Arms], str]] = {
     "aggregation": _aggregation,
     "planted_hack": _planted,
     "denoising": denoising_tables.tables,
+    "adaptation": _matched_kl,
 }
 FIGURES: dict[str, Callable[[Path, Arms], None]] = {
     "sandbox": sandbox_check.draw,
@@ -151,4 +152,5 @@ FIGURES: dict[str, Callable[[Path, Arms], None]] = {
     "aggregation": _gold_over_kl,
     "planted_hack": _planted_over_kl,
     "denoising": denoising_tables.draw,
+    "adaptation": _gold_over_kl,
 }

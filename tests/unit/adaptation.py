@@ -4,17 +4,27 @@ model whose gate looks at the right one, groups of samples, and original pairs o
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from common.address import QueueAddress
+from common.config import Config
+from common.config_file import BASE, load_config
 from common.judge import PairItem, Preference
-from common.types import Message, Prompt, Reward, Rollout, RolloutGroup, ScoredGroup
+from common.label_sources import LabelFiles
+from common.types import Message, Prompt, Reward, Rollout, RolloutGroup, ScoredGroup, ScoredRecord
+from learner.candidates import Proposal
+from learner.evidence import Decision
 from learner.reward_training import gated_score
+from learner.rm_adapter import RmAdapter, Round, Versions
+from rewarder.calibrate import Calibration, CalibrationReport
 from rewarder.model import GatedRewardModel
 from rewarder.scoring import collate, render
 from tests.integration.models import WORDS, tiny_policy
@@ -110,3 +120,69 @@ def write_original(
     for name, rows in (("ratings", ratings), ("pairs", pairs)):
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return directory / "ratings.jsonl", directory / "pairs.jsonl"
+
+
+SETTINGS = (
+    *("adaptation.when=iteration", "judge.function=a:b", "rewarder.objectives=[good,safe]", "rewarder.dtype=float32"),
+    *("aggregation.kind=final_score", "learner.reward_model.held_out_fraction=0.3", "adaptation.learning_rate=2e-2"),
+    *(
+        "adaptation.fit_pairs=40",
+        "adaptation.evidence_pairs=40",
+        "adaptation.min_pairs=20",
+        "adaptation.steps=40",
+        "adaptation.lora_rank=4",
+    ),
+)
+
+
+def config(*overrides: str) -> Config:
+    return load_config(BASE, [*SETTINGS, *overrides])
+
+
+def make_world(root: Path) -> dict[str, Any]:
+    """The served model in a directory, its original data, the judge and 200 groups of samples."""
+    served, judge, tokenizer = served_and_judge(root / "policy")
+    report = CalibrationReport(0.5, 0.69, 0.2, 0.25, 0.01, 100)
+    served.info = dataclasses.replace(served.info, calibration=Calibration((1.0,), (report,)))
+    served.save(root / "version_0", tokenizer)
+    ratings, pairs = write_original(root, served, judge, tokenizer, 100)
+    return {"root": root, "judge": judge, "tokenizer": tokenizer, "ratings": ratings, "pairs": pairs}
+
+
+class Stream:
+    """A scored stream of which the first records are trimmed; also the address that opens it."""
+
+    def __init__(self, records: list[ScoredRecord], trimmed: int = 0):
+        self.records = [(f"{i + 1:06d}-0", record) for i, record in enumerate(records)][trimmed:]
+
+    def connect(self) -> Stream:
+        return self
+
+    def read_scored(self, cursor: str, max_records: int, block_s: float) -> list[tuple[str, ScoredRecord]]:
+        assert block_s == 0, "a tap never waits"
+        return [(name, record) for name, record in self.records if name > cursor][:max_records]
+
+
+def adapter(world: dict[str, Any], *overrides: str, stream: Stream | None = None) -> RmAdapter:
+    made = RmAdapter(0, load_config(BASE, [*SETTINGS, *overrides]))
+    made.connect(cast(QueueAddress, stream or Stream(list(samples(200)))))
+    made.set_original(LabelFiles(str(world["ratings"]), str(world["pairs"])))
+    return made
+
+
+def labels(world: dict[str, Any], proposal: Proposal, wrong: bool = False) -> dict[str, Preference]:
+    """The judge's labels of what was proposed, or their opposites for the evidence."""
+    found = {item.key: preference(world["judge"], world["tokenizer"], item) for item in proposal.items}
+    if wrong:
+        turned: dict[Preference, Preference] = {"first": "second", "second": "first"}
+        found |= {item.key: turned[found[item.key]] for item in proposal.evidence}
+    return found
+
+
+def fit(world: dict[str, Any], made: RmAdapter, directory: Path, wrong: bool = False) -> Decision:
+    proposal = made.propose(0, 0)
+    return made.fit(Round(0, proposal, labels(world, proposal, wrong)), versions(world, directory))
+
+
+def versions(world: dict[str, Any], directory: Path) -> Versions:
+    return Versions(str(world["root"] / "version_0"), None, 1, str(directory))
