@@ -1,8 +1,8 @@
 """Study adaptation: the loop of several iterations, with a round of the reward model at the end of each but the last.
 
 An arm goes on from the end of the first iteration, which the arms of a seed share (artifacts.first_iteration_of). Options:
-frozen (no rounds), reset (each further iteration starts from the anchor, as iteration.policy_start: reset). The judge of the rounds is gold, for the evidence of every arm and for what arms `labelled` are fitted on.
-Called by worker.py.
+frozen (no rounds), reset (each further iteration starts from the anchor, as iteration.policy_start: reset). The judge of the
+rounds is gold, for the evidence of every arm and for what arms `labelled` are fitted on. Called by worker.py.
 """
 
 from __future__ import annotations

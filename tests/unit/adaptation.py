@@ -172,7 +172,9 @@ def adapter(world: dict[str, Any], *overrides: str, stream: Stream | None = None
 
 def labels(world: dict[str, Any], proposal: Proposal, wrong: bool = False) -> dict[str, Preference]:
     """The judge's labels of what was proposed, or their opposites for the evidence."""
-    found = {item.key: preference(world["judge"], world["tokenizer"], item) for item in proposal.items}
+    found: dict[str, Preference] = {}
+    for item in proposal.items:
+        found[item.key] = preference(world["judge"], world["tokenizer"], item)
     if wrong:
         turned: dict[Preference, Preference] = {"first": "second", "second": "first"}
         found |= {item.key: turned[found[item.key]] for item in proposal.evidence}

@@ -14,8 +14,10 @@ from driver import checkpoint
 from driver.adaptation import RewardModels, served_model
 from driver.disks import Disks
 from driver.loop import LoopState, read_loop_state
+from learner.candidates import Proposal
 from learner.evidence import Decision
 from learner.progress import NOTHING
+from learner.rm_adapter import Versions
 
 ASKED: list[str] = []
 NUMBERS: dict[str, float | None] = {"onpolicy_accuracy": 0.5, "candidate_onpolicy_accuracy": 0.7, "p_value": 0.01}
@@ -32,11 +34,13 @@ class Roles:
 
     def __init__(self, *decisions: Decision, version: int = 0):
         self.rewarders, self.adapters = ["rewarder"], ["adapter"] if decisions else []
-        self.decisions, self.loaded, self.fits = list(decisions), [], []
+        self.decisions, self.loaded, self.fits = list(decisions), [], list[Versions]()
         self._version = version
         self.disks = Disks(Path(), {}, lambda *_: None)  # of one machine
 
-    def call(self, role: str, method: str) -> object:
+    def call(self, role: str, method: str, *arguments: Any) -> object:
+        if method == "propose":
+            return Proposal((), tuple(pair(f"prompt {n} of {arguments[0]}") for n in range(3)), 0)
         return NOTHING if method == "progress" else None
 
     def call_all(self, roles: list[str], method: str, *arguments: Any) -> list[object]:
@@ -47,14 +51,13 @@ class Roles:
         return [None for _ in roles]
 
     def submit(self, roles: list[str], method: str, *arguments: Any) -> list[object]:
-        if method == "propose":
-            return [[pair(f"prompt {n} of {arguments[0]}") for n in range(3)]]
         assert method == "fit"
-        self.fits.append(arguments)
+        versions: Versions = arguments[1]
+        self.fits.append(versions)
         decision = self.decisions.pop(0)
         if decision.accepted:
-            Path(arguments[4]).mkdir(parents=True)
-            (Path(arguments[4]) / "config.json").write_text(f'{{"rm_version": {arguments[3]}}}')
+            Path(versions.directory).mkdir(parents=True)
+            (Path(versions.directory) / "config.json").write_text(f'{{"rm_version": {versions.version}}}')
         return [decision]
 
     def poll(self, *_: object) -> bool:
@@ -112,7 +115,11 @@ def test_versions_build_on_one_another(tmp_path: Path) -> None:
     rm = models(tmp_path, roles)
     for iteration in range(3):
         rm.round(iteration, 0)
-    assert [(Path(fit[1]).name, fit[3]) for fit in roles.fits] == [("first", 1), ("version_1", 2), ("version_1", 2)]
+    assert [(Path(fit.served).name, fit.version) for fit in roles.fits] == [
+        ("first", 1),
+        ("version_1", 2),
+        ("version_1", 2),
+    ]
     assert rm.adapted == "rm/version_2"
 
 
