@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from common.config import LearnerConfig
-from learner.perturb import Weights
+from learner.perturb import trained_weights
 
 TAG = "deepspeed"
 
@@ -65,7 +65,7 @@ class Engine:
         ds_config = _ds_config(config.zero_stage, config.grad_clip if config.zero_stage else 0.0)
         engine, *_ = deepspeed.initialize(model=module.to(device), optimizer=optimizer, config=ds_config)
         self._engine: Any = engine  # DeepSpeed ships no usable types
-        self._weights = Weights(engine)
+        self._weights = trained_weights(engine, config.zero_stage)
 
     @property
     def module(self) -> Callable[..., Any]:
@@ -91,6 +91,7 @@ class Engine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self._learning_rate * scale
         self._engine.step()
+        self._weights.after_step()
         if self._zero_stage > 0:
             self._grad_norm = float(self._engine.get_global_grad_norm() or 0.0)
         return self._grad_norm
