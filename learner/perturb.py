@@ -37,12 +37,9 @@ class Weights:
     def take_gradient(self) -> Tensor:
         """What was accumulated, averaged over ranks, float32 [elements of this rank's part]; nothing of it remains."""
         masters = self._masters()
-        passes, self._engine._unmanaged_backward_count = (
-            self._engine._unmanaged_backward_count,
-            0,
-        )  # step's count of passes
-        if passes == 0:  # DeepSpeed has nothing to reduce then and fails
+        if self._engine._unmanaged_backward_count == 0:  # DeepSpeed, which has nothing to reduce then, would fail
             return torch.cat([torch.zeros_like(master).flatten() for master in masters])
+        self._engine._unmanaged_backward_count = 0  # step counts the passes of its update by it
         vector = torch.cat([gradient.flatten() for gradient in self._reduced()]).float()
         assert vector.numel() == sum(master.numel() for master in masters)
         self.clear_gradient()
@@ -115,8 +112,8 @@ class PartitionedWeights(Weights):
 
     def clear_gradient(self) -> None:
         self._optimizer.zero_grad()
-        for group in self._optimizer.averaged_gradients:  # what DeepSpeed's step clears where it refuses a gradient
-            self._optimizer.averaged_gradients[group] = self._optimizer.all_grad_tensors[group] = None
+        for group in self._optimizer.averaged_gradients:
+            self._optimizer.averaged_gradients[group] = None  # as step does: it is this rank's part, and taken
 
     def _reduced(self) -> list[Tensor]:
         # What DeepSpeed's step begins with; its readers of gradients (deepspeed.utils.safe_get_*) need that done, and then
@@ -126,7 +123,6 @@ class PartitionedWeights(Weights):
             self._optimizer.reduce_gradients()
         else:
             self._optimizer.finalize_gradient_accumulation_boundary()
-        self._optimizer.set_gradient_accumulation_boundary(False)
         groups = range(len(self._optimizer.param_groups))
         return [gradient for group in groups for gradient in self._optimizer.averaged_gradients[group]]
 
@@ -142,11 +138,9 @@ class ShardedWeights(Weights):
     def after_step(self) -> None:
         # DeepSpeed (0.19) never clears its shards of gradients: the first backward after a step overwrites those that it
         # reaches, and a parameter that it does not reach keeps the gradient of the step before. Delete when step clears them.
-        for gradient in self._gradients():
-            gradient.zero_()
+        self.clear_gradient()
 
     def clear_gradient(self) -> None:
-        self._optimizer.zero_grad()
         for gradient in self._gradients():
             gradient.zero_()
 

@@ -92,6 +92,11 @@ class Played:
         with torch.no_grad():
             self.out[f"{name}/forward"] = torch.cat(self.engine.module(rows_of(99)[0]), -1)
 
+    def note_moved(self, name: str) -> None:
+        """Also a small parameter as it lies, which ZeRO-3 leaves gathered after a step and so here."""
+        self.out[f"{name}/resident"] = self.engine._engine.module.inner.weight.detach().clone()
+        self.note(name)
+
     def note_moments(self) -> None:
         optimizer = self.engine._engine.optimizer
         state = (optimizer.optimizer if self._stage else optimizer).state
@@ -126,16 +131,16 @@ def taken(played: Played) -> None:
 
 def restored(played: Played) -> None:
     played.step(0)
-    played.note("before")
+    played.note_moved("before")
     played.engine.restore()
     gradient = played.inner_gradient(1)
     played.engine.shift(gradient, 0.3)
     played.engine.shift(gradient, 0.4)
-    played.note("shifted")
+    played.note_moved("shifted")
     with pytest.raises(AssertionError, match="restore"):
         played.engine.step()
     played.engine.restore()
-    played.note("after")
+    played.note_moved("after")
 
 
 def kept(played: Played) -> None:
