@@ -120,11 +120,8 @@ class Toy:
         return value
 
     def accumulate_curvature(self, loss: Loss, weight: float, vector: Tensor) -> None:
-        if self.probe is None:
-            product = jvp(grad(self.of(loss)), (self.theta,), (vector,))[1]
-        else:
-            product = self.difference(loss, vector)
-        self.update = self.update + weight * product
+        exact = jvp(grad(self.of(loss)), (self.theta,), (vector,))[1]
+        self.update = self.update + weight * (exact if self.probe is None else self.difference(loss, vector))
 
     def difference(self, loss: Loss, vector: Tensor, frozen: bool = True) -> Tensor:
         step = self.probe / float(vector.norm()) * vector if self.probe else vector
@@ -279,6 +276,7 @@ def landscape(cached: dict[str, Any], tier: str) -> CachedLandscape:
 def by_hand(cached: dict[str, Any], tier: str, loss: Loss) -> tuple[Any, Tensor]:
     """(loss as a function of the flat parameters, these), written out."""
     model = copy.deepcopy(cached["model"]).requires_grad_(False)
+    matrix: Tensor = model.reward_transform_matrix
     trained = ("gating.", "regression") if tier == "heads" else ("gating.",)
     names = [name for name, _ in model.named_parameters() if name.startswith(trained)]
     flat = torch.cat([model.get_parameter(name).flatten() for name in names])
@@ -294,7 +292,7 @@ def by_hand(cached: dict[str, Any], tier: str, loss: Loss) -> tuple[Any, Tensor]
         hidden = torch.relu(f.prompt @ found["gating.layers.0.weight"].T + found["gating.layers.0.bias"])
         logits = hidden @ found["gating.layers.1.weight"].T + found["gating.layers.1.bias"]
         gate = found["gating.logit_scale"] * torch.softmax(logits / model.gating.temperature, -1)
-        return (debias(scores(f, found), model.reward_transform_matrix) * gate).sum(-1) / 2.0
+        return (debias(scores(f, found), matrix) * gate).sum(-1) / 2.0
 
     def scores(f: Features, found: dict[str, Tensor]) -> Tensor:
         return f.response @ found.get("regression_layer.weight", model.regression_layer.weight).T
