@@ -295,7 +295,8 @@ def by_hand(cached: dict[str, Any], tier: str, loss: Loss) -> tuple[Any, Tensor]
         return (debias(scores(f, found), matrix) * gate).sum(-1) / 2.0
 
     def scores(f: Features, found: dict[str, Tensor]) -> Tensor:
-        return f.response @ found.get("regression_layer.weight", model.regression_layer.weight).T
+        weight = found["regression_layer.weight"] if tier == "heads" else model.regression_layer.weight
+        return f.response @ weight.T
 
     def bradley_terry(f: Features, found: dict[str, Tensor]) -> Tensor:
         reward = score(f, found)
