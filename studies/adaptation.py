@@ -1,8 +1,9 @@
 """Study adaptation: the loop of several iterations, with a round of the reward model at the end of each but the last.
 
-An arm goes on from the end of the first iteration, which the arms of a seed share (artifacts.first_iteration_of). Options:
-frozen (no rounds), reset (each further iteration starts from the anchor, as iteration.policy_start: reset). The judge of the
-rounds is gold, for the evidence of every arm and for what arms `labelled` are fitted on. Called by worker.py.
+An arm leaves the run on the frozen reward model, which the arms of a seed share (artifacts.frozen_run_of), where its first
+candidate is accepted. Options: frozen (no rounds), reset (each further iteration starts from the anchor, as with
+iteration.policy_start: reset). The judge of the rounds is gold, for the evidence of every arm and for what arms `labelled` are
+fitted on. Called by worker.py.
 """
 
 from __future__ import annotations
@@ -31,13 +32,9 @@ class Rounds:
     """The reward model in place, and what each round said of its candidate."""
 
     def __init__(self, config: Config, learner: LearnerWorker, anchor: Path, rm: Path, directory: Path):
-        self._config, self._learner, self._files, self._directory = (
-            config,
-            learner,
-            artifacts.label_files(rm),
-            directory,
-        )
-        self.served, self._version = directory / "version_0", 0
+        self._config, self._learner, self._directory = config, learner, directory
+        self._files = artifacts.label_files(rm)
+        self.served, self.version = directory / "version_0", 0
         self.rewards = Rewards(config, anchor, rm, self.served)
         self._adapter = RmAdapter(0, config)
         self._adapter.set_original(self._files)
@@ -51,10 +48,10 @@ class Rounds:
         judge = make_judge(replace(config.judge, labeler=None), config.run.seed)
         labels = self._book.buy([*fitted, *proposal.evidence], judge)
         target = self._directory / f"version_{number}"
-        versions = Versions(str(self.served), None, self._version + 1, str(target))
+        versions = Versions(str(self.served), None, self.version + 1, str(target))
         decision = self._adapter.fit(Round(number, proposal, labels, self._weights()), versions)
         if decision.accepted:
-            self.served, self._version = target, self._version + 1
+            self.served, self.version = target, self.version + 1
             self.rewards.load(target)
         numbers = {name: value for name, value in decision.numbers.items() if value is not None}
         numbers |= {"accepted": float(decision.accepted), "wall_s": time.monotonic() - started}
@@ -72,35 +69,61 @@ def measure(unit: Unit, lab: Lab, report: Report) -> Measured:
     """The curves of Evaluation.measure from the start, by the reward model that serves; end: the last point, and each round's
     numbers as round<N>/<name>."""
     with tempfile.TemporaryDirectory() as directory:
-        return _measure(unit, lab, report, Path(directory))
+        run = Run(unit, lab, report, Path(directory))
+        for iteration in range(1, unit.config.iteration.num):
+            run.go_on(iteration)
+    return run.points[-1] | run.told, {name: [point[name] for point in run.points] for name in run.points[0]}
 
 
-def _measure(unit: Unit, lab: Lab, report: Report, directory: Path) -> Measured:
-    config, seed = unit.config, unit.seed
-    anchor, rm = artifacts.sft_of(config).directory, artifacts.reward_model_of(config).directory
-    first = artifacts.first_iteration_of(config).directory
-    learner = learner_of(config)
-    learner.load_policy(str(anchor), str(first / "checkpoint"))
-    lab.start(config, anchor)
-    held_out, per = artifacts.held_out_prompts(config, anchor), config.iteration.steps
-    assert config.judge.function is not None, "studies have a judge"
-    watcher = Evaluation(lab, held_out, anchor, rm / "model", config.judge.function, config.rewarder.max_tokens)
-    rounds = Rounds(config, learner, anchor, rm, directory)
-    loop, total = Loop(config, lab, learner, anchor, rounds.rewards.score), config.iteration.num * per
-    points, groups, told = artifacts.points(first), artifacts.scored_groups(first), dict[str, float]()
-    for step in range(per, total):
-        if step % per == 0:
-            report("round", step, total)
-            if "frozen" not in unit.arm.options:
-                told |= rounds.hold(step // per, groups)
-                watcher.watch(rounds.served)
-            if "reset" in unit.arm.options:
-                learner.reset_policy(str(anchor))
-            groups = []
-        lab.publish(learner, step, held_out)
-        groups += loop.step(step)
-        if (step + 1) % EVALUATE_EVERY == 0 or step + 1 == total:
-            lab.publish(learner, step + 1, held_out)
-            points.append(watcher.measure(step + 1, seed))
-            report("step", step + 1, total)
-    return points[-1] | told, {name: [point[name] for point in points] for name in points[0]}
+class Run:
+    """One arm: the frozen run's as long as nothing has changed, since a refused candidate leaves every bit as it was."""
+
+    def __init__(self, unit: Unit, lab: Lab, report: Report, directory: Path):
+        self._config, self._options, self._lab, self._report = unit.config, unit.arm.options, lab, report
+        self._anchor = artifacts.sft_of(unit.config).directory
+        self._rm = artifacts.reward_model_of(unit.config).directory
+        self._frozen = artifacts.frozen_run_of(unit.config).directory
+        self.points, self.told = artifacts.points(self._frozen), dict[str, float]()
+        self._held_out = artifacts.held_out_prompts(unit.config, self._anchor)
+        self._learner = learner_of(unit.config)
+        self._rounds = Rounds(unit.config, self._learner, self._anchor, self._rm, directory)
+        self._loop: Loop | None = None
+
+    def go_on(self, iteration: int) -> None:
+        """A round at the end of the iteration, counted from 1, and the steps of the next one."""
+        frozen = artifacts.iteration_in(self._frozen, iteration)
+        if self._loop is None:
+            self._learner.load_policy(str(self._anchor), str(frozen / "checkpoint"))
+            self._groups = artifacts.scored_groups(frozen)
+        if "frozen" not in self._options:
+            self._report("round", iteration, self._config.iteration.num)
+            self.told |= self._rounds.hold(iteration, self._groups)
+        if self._loop is None and (self._rounds.version or "reset" in self._options):
+            self._leave_frozen_run(iteration)
+        if self._loop is not None:
+            self._steps(self._loop, iteration)
+
+    def _leave_frozen_run(self, iteration: int) -> None:
+        """From here on the arm has its own policy and points."""
+        config, last = self._config, iteration * self._config.iteration.steps
+        self.points = [point for point in self.points if point["step"] <= last]
+        self._lab.start(config, self._anchor)
+        judge = config.judge.function
+        assert judge is not None, "studies have a judge"
+        self._watcher = Evaluation(
+            self._lab, self._held_out, self._anchor, self._rm / "model", judge, config.rewarder.max_tokens
+        )
+        self._loop = Loop(config, self._lab, self._learner, self._anchor, self._rounds.rewards.score)
+
+    def _steps(self, loop: Loop, iteration: int) -> None:
+        per, self._groups = self._config.iteration.steps, list[ScoredGroup]()
+        if "reset" in self._options:
+            self._learner.reset_policy(str(self._anchor))
+        self._watcher.watch(self._rounds.served)
+        for step in range(iteration * per, (iteration + 1) * per):
+            self._lab.publish(self._learner, step, self._held_out)
+            self._groups += loop.step(step)
+            if (step + 1) % EVALUATE_EVERY == 0:
+                self._lab.publish(self._learner, step + 1, self._held_out)
+                self.points.append(self._watcher.measure(step + 1, self._config.run.seed))
+                self._report("step", step + 1, self._config.iteration.num * per)

@@ -73,19 +73,24 @@ def shifted_of(config: Config) -> Artifact:
     return Artifact("shifted", config.run.seed, _key(config, parts, SHIFTED_PROMPTS, SHIFTED_SAMPLES))
 
 
-def first_iteration_of(config: Config) -> Artifact:
-    """The end of the first iteration on the frozen reward model, which the arms of study adaptation share: the learner's
-    checkpoint, the scored groups, and what was measured on the way."""
+def frozen_run_of(config: Config) -> Artifact:
+    """The whole loop on the frozen reward model, which the arms of study adaptation share as far as they change nothing: what
+    was measured on the way, and at the end of each iteration but the last the learner's checkpoint and the scored groups."""
     parts = ("policy.", "data.", "judge.", "rewarder.", "aggregation.", "learner.", "actors.", "evaluate.")
     sizes = config.iteration.steps, config.iteration.num
-    return Artifact("first_iteration", config.run.seed, _key(config, parts, *sizes))
+    return Artifact("frozen_run", config.run.seed, _key(config, parts, *sizes))
+
+
+def iteration_in(directory: Path, number: int) -> Path:
+    """Where a frozen run keeps the end of its number-th iteration, from 1."""
+    return directory / f"iteration_{number}"
 
 
 KINDS: dict[str, Callable[[Config], Artifact]] = {
     "sft": sft_of,
     "reward_model": reward_model_of,
     "shifted": shifted_of,
-    "first_iteration": first_iteration_of,
+    "frozen_run": frozen_run_of,
 }  # in the order of need
 
 
@@ -118,7 +123,7 @@ def reference_responses(directory: Path) -> dict[str, tuple[str, ...]]:
 
 
 def scored_groups(directory: Path) -> list[ScoredGroup]:
-    """The groups of a first iteration, in slot order."""
+    """The groups of an iteration, in slot order."""
     data, found = (directory / GROUPS_FILE).read_bytes(), list[ScoredGroup]()
     while data:
         end = 4 + int.from_bytes(data[:4], "little")
@@ -130,7 +135,7 @@ def scored_groups(directory: Path) -> list[ScoredGroup]:
 
 
 def points(directory: Path) -> list[dict[str, float]]:
-    """What was measured along a first iteration."""
+    """What was measured along a frozen run."""
     return [json.loads(line) for line in (directory / POINTS_FILE).read_text().splitlines()]
 
 

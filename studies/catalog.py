@@ -31,7 +31,7 @@ ROUNDS = (
     "adaptation.guard_r2=0.05",
     "adaptation.meta.prompts=8",
 )
-ADAPTATION, SHARED = "studies.adaptation:measure", ("sft", "reward_model", "first_iteration")
+ADAPTATION, SHARED = "studies.adaptation:measure", ("sft", "reward_model", "frozen_run")
 HACKED = "judge.labeler=studies.labelers:hacked"
 
 

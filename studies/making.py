@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from common.config import Config
 from common.data import write_jsonl
 from common.judge import label_samples, load_function
 from common.types import Prompt, Rollout, ScoredGroup
+from learner.worker import LearnerWorker
 from studies import artifacts
 from studies.evaluation import EVALUATE_EVERY, Evaluation
 from studies.lab import Lab, Report, learner_of
@@ -72,27 +73,34 @@ def make_shifted(config: Config, lab: Lab, directory: Path, report: Report) -> N
     write_jsonl(directory / artifacts.SHIFTED_FILE, [_sample_row(prompt, rollout) for prompt, rollout in answers])
 
 
-def make_first_iteration(config: Config, lab: Lab, directory: Path, report: Report) -> None:
-    """Checkpoint, groups and points of Evaluation.measure, as studies/adaptation.py goes on from them."""
+def make_frozen_run(config: Config, lab: Lab, directory: Path, report: Report) -> None:
+    """Points of Evaluation.measure; checkpoint and groups at the ends of iterations, where studies/adaptation.py goes on."""
     anchor, rm = artifacts.sft_of(config).directory, artifacts.reward_model_of(config).directory
     learner = learner_of(config)
     learner.load_policy(str(anchor), None)
     lab.start(config, anchor)
-    held_out, steps = artifacts.held_out_prompts(config, anchor), config.iteration.steps
+    held_out, per = artifacts.held_out_prompts(config, anchor), config.iteration.steps
     assert config.judge.function is not None, "studies have a judge"
     watcher = Evaluation(lab, held_out, anchor, rm / "model", config.judge.function, config.rewarder.max_tokens)
-    loop = Loop(config, lab, learner, anchor, reward_of(config, anchor, rm))
+    loop, total = Loop(config, lab, learner, anchor, reward_of(config, anchor, rm)), config.iteration.num * per
     points, groups = list[dict[str, float]](), list[ScoredGroup]()
-    for step in range(steps + 1):
-        report("step", step, steps)
+    for step in range(total + 1):
+        if step % per == 0 and 0 < step < total:
+            _keep_iteration(artifacts.iteration_in(directory, step // per), learner, groups)
+            groups = []
+        report("step", step, total)
         lab.publish(learner, step, held_out)
-        if step % EVALUATE_EVERY == 0 or step == steps:
+        if step % EVALUATE_EVERY == 0 or step == total:
             points.append(watcher.measure(step, config.run.seed))
-        if step < steps:
+        if step < total:
             groups += loop.step(step)
     write_jsonl(directory / artifacts.POINTS_FILE, points)
-    (directory / artifacts.GROUPS_FILE).write_bytes(b"".join(_framed(encode(group)) for group in groups))
+
+
+def _keep_iteration(directory: Path, learner: LearnerWorker, groups: Sequence[ScoredGroup]) -> None:
+    directory.mkdir(parents=True)
     learner.save(str(directory / "checkpoint"))
+    (directory / artifacts.GROUPS_FILE).write_bytes(b"".join(_framed(encode(group)) for group in groups))
 
 
 def _framed(record: bytes) -> bytes:
@@ -103,7 +111,7 @@ MAKERS: dict[str, Callable[[Config, Lab, Path, Report], None]] = {
     "sft": make_sft,
     "reward_model": make_reward_model,
     "shifted": make_shifted,
-    "first_iteration": make_first_iteration,
+    "frozen_run": make_frozen_run,
 }
 
 

@@ -27,7 +27,7 @@ from studies.study import ROWS, Unit
 PROJECT = Path(__file__).resolve().parent.parent
 SHOW_EVERY_S = 30.0
 # Seconds on one core, for the first estimate; measured times take over as tasks end.
-FIRST_GUESS = {"sft": 80.0, "reward_model": 120.0, "shifted": 80.0, "first_iteration": 80.0, "measure": 120.0}
+FIRST_GUESS = {"sft": 80.0, "reward_model": 120.0, "shifted": 80.0, "frozen_run": 120.0, "measure": 120.0}
 
 
 @dataclass(frozen=True)
