@@ -18,6 +18,7 @@ from common.config import Config, DataConfig
 from common.data import PromptRow, read_demonstrations, read_prompts
 from common.judge import load_function
 from common.sources import DataError, is_hub_name
+from common.split import prompt_key
 from driver.findings import Findings, first_line
 
 WHOLE_FILE_BYTES = 50 * 2**20  # a larger file is checked by its first rows
@@ -37,8 +38,9 @@ def check_data(config: Config, stages: Sequence[str], tokenizer: Any, findings: 
     data = config.data
     _check_named(config, set(stages), findings)
     _check_made(config, set(stages), findings)
+    prompts: list[PromptRow] = []
     if {"collect", "iterate"} & set(stages) and data.prompts:
-        rows = read_rows("data.prompts", data.prompts, read_prompts, findings)
+        rows = prompts = read_rows("data.prompts", data.prompts, read_prompts, findings)
         num_fitting = _check_lengths("data.prompts", rows, data, tokenizer, findings)
         if "iterate" in stages and rows and num_fitting < config.iteration.num and is_small(data.prompts):
             findings.problem(
@@ -48,8 +50,20 @@ def check_data(config: Config, stages: Sequence[str], tokenizer: Any, findings: 
     if {"iterate", "evaluate"} & set(stages) and data.eval_prompts:
         rows = read_rows("data.eval_prompts", data.eval_prompts, read_prompts, findings)
         _check_lengths("data.eval_prompts", rows, data, tokenizer, findings)
+        if "iterate" in stages and config.adaptation.enabled:
+            _check_disjoint(prompts, rows, findings)
     if "sft" in stages and data.demonstrations:
         read_rows("data.demonstrations", data.demonstrations, read_demonstrations, findings)
+
+
+def _check_disjoint(prompts: Sequence[PromptRow], eval_prompts: Sequence[PromptRow], findings: Findings) -> None:
+    """What the reward model is fitted and weighed on must not be what the policy is judged on in the end."""
+    both = {prompt_key(row.messages) for row in prompts} & {prompt_key(row.messages) for row in eval_prompts}
+    if both:
+        findings.problem(
+            f"{len(both)} prompts are in data.prompts and in data.eval_prompts, and adaptation.when fits the reward model on "
+            "samples of the former; take them out of one of the two"
+        )
 
 
 def check_functions(config: Config, findings: Findings) -> None:

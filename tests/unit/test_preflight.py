@@ -236,6 +236,14 @@ def test_the_adapter_is_in_the_plan_and_its_data_are_checked(check: Check, tmp_p
     assert "data.preferences: pairs.jsonl:2" in only(check(*ADAPTS))
 
 
+def test_prompts_that_the_policy_is_judged_on_in_the_end_are_not_adapted_to(check: Check) -> None:
+    Path("pairs.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
+    Path("eval.jsonl").write_text('{"prompt": "word 1"}\n{"prompt": "word 9"}\n')
+    problem = only(check(*ADAPTS, "data.eval_prompts=eval.jsonl"))
+    assert "1 prompts are in data.prompts and in data.eval_prompts" in problem
+    assert check("data.eval_prompts=eval.jsonl").problems == []
+
+
 def test_a_round_needs_what_stage_collect_made(check: Check) -> None:
     collecting = ("stages=[collect,iterate,export,report]", "judge.labeler=math:sqrt")
     assert check(*collecting).problems == []
