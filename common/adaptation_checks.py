@@ -16,12 +16,12 @@ def wrong_adaptation(config: Config) -> list[str]:
 
 
 def _no_judge(config: Config) -> list[str]:
-    adaptation, judge = config.adaptation, config.judge
-    if judge.labeler or judge.function:
+    if config.judge.compares:
         return []
     return [
-        f"adaptation.when is {adaptation.when} but there is no judge: a candidate may serve only if labels of fresh samples "
-        "prove it better; set judge.labeler or judge.function, or adaptation.when: never"
+        f"adaptation.when is {config.adaptation.when} but there is no judge: a candidate may serve only if labels of fresh "
+        "samples prove it better; set judge.model, judge.endpoint.url, judge.file, judge.labeler or judge.function, or "
+        "adaptation.when: never"
     ]
 
 

@@ -274,12 +274,39 @@ class AdaptationConfig:
 
 
 @dataclass(frozen=True)
+class EndpointConfig:
+    url: str | None
+    model: str | None
+    key_env: str | None
+    instruction: str
+    answer_tokens: int
+    timeout_s: float
+    max_response_kib: int
+    retries: int
+    concurrency: int
+
+
+@dataclass(frozen=True)
 class JudgeConfig:
     function: str | None
     labeler: str | None
     ideal: str | None
     collect_prompts: int
     collect_responses: int
+    model: str | None
+    revision: str | None
+    num: int
+    gpus: float
+    threads: int
+    endpoint: EndpointConfig
+    file: str | None
+
+    @property
+    def compares(self) -> str | None:
+        """Who compares pairs in the rounds: model, endpoint, file, labeler or function; None where nobody does."""
+        kinds = {"model": self.model, "endpoint": self.endpoint.url, "file": self.file}
+        kinds |= {"labeler": self.labeler, "function": self.function}
+        return next((kind for kind, given in kinds.items() if given), None)
 
 
 @dataclass(frozen=True)

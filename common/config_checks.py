@@ -6,16 +6,14 @@ Called by common/config_file.py on the merged configuration; every problem becom
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
 from common.adaptation_checks import wrong_adaptation
 from common.aggregation_checks import wrong_aggregation
 from common.config import COMMANDS, KINDS, METHODS, STAGES, TIERS, Config, ExportConfig
+from common.judge_checks import is_environment_name, wrong_judge
 from common.preference_checks import wrong_preferences
 from common.reward_checks import wrong_reward_training
-
-_ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.long_prompts": ("refuse", "skip"),
@@ -96,6 +94,14 @@ RANGES: dict[str, tuple[float, float]] = {
     "adaptation.ranks": (1, 1024),
     "adaptation.zero_stage": (0, 3),
     "adaptation.gpus": (0, 1),
+    "judge.num": (1, 10**4),
+    "judge.gpus": (0, 1),
+    "judge.threads": (1, 1024),
+    "judge.endpoint.answer_tokens": (1, 10**6),
+    "judge.endpoint.timeout_s": (0.1, 10**5),
+    "judge.endpoint.max_response_kib": (1, 10**6),
+    "judge.endpoint.retries": (0, 100),
+    "judge.endpoint.concurrency": (1, 1024),
     "evaluate_rm.batch_tokens": (1, 10**9),
     "explain.rows": (1, 10**6),
     "checkpoint.every_steps": (1, 10**7),
@@ -144,14 +150,14 @@ def _contradictions(config: Config) -> list[str]:
         found.append(
             f"redis.capacity {config.redis.capacity} is below the window of {window} groups; raise it to {window}"
         )
-    return found + wrong_adaptation(config)
+    return [*found, *wrong_judge(config), *wrong_adaptation(config)]
 
 
 def _wrong_push(export: ExportConfig) -> list[str]:
     found = []
     if export.push_to_hub is not None and export.push_to_hub.count("/") != 1:
         found.append(f"export.push_to_hub is {export.push_to_hub!r}; it must be null or owner/name")
-    if export.token_env.startswith("hf_") or not _ENVIRONMENT_NAME.fullmatch(export.token_env):
+    if not is_environment_name(export.token_env):
         found.append(  # the value is not shown, since it may be a token
             "export.token_env must be the name of an environment variable, such as HF_TOKEN, and what it is set to is "
             "none; put the token into the environment, never into a configuration"

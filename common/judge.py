@@ -36,6 +36,21 @@ class JudgeError(RuntimeError):
 
 
 Preference = Literal["first", "second", "tie"]
+PREFERENCES: tuple[Preference, ...] = ("first", "second", "tie")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge said of a pair; `why` says of a tie that the judge did not mean what made it one (empty else)."""
+
+    preferred: Preference
+    why: str = ""
+
+
+# Why a pair is a tie though nobody found both equally good
+ORDERS = "orders disagree"  # another answer when the responses changed places
+UNREADABLE = "unreadable"  # no A, B or C, twice
+TOO_LONG = "too long"  # for the judge
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,13 +24,14 @@ def absolute(source: str | Path) -> str:
 def with_absolute_sources(config: Config) -> Config:
     """The configuration as roles get it, whose working directory is another: local models, data and the feature cache by
     absolute paths."""
-    policy, rewarder, data, learner = config.policy, config.rewarder, config.data, config.learner
+    policy, rewarder, data, learner, judge = config.policy, config.rewarder, config.data, config.learner, config.judge
     training, cache = learner.reward_model, learner.reward_model.feature_cache
     return replace(
         config,
         policy=replace(policy, model=policy.model and absolute(policy.model)),
         rewarder=replace(rewarder, model=rewarder.model and absolute(rewarder.model)),
         data=replace(data, demonstrations=data.demonstrations and absolute(data.demonstrations)),
+        judge=replace(judge, model=judge.model and absolute(judge.model)),
         learner=replace(
             learner, reward_model=replace(training, feature_cache=cache and str(Path(cache).expanduser().resolve()))
         ),
