@@ -5,29 +5,27 @@
                  the next iteration are taken under it
       discarded: rm/rejected_iteration_I.json says why; what serves stays as it was
 
-Owned by driver/loop.py, called at the end of an iteration; waits for the judge. A round that a kill cut off is done again
-with the same labels: only a checkpoint says which version serves, and a version directory that none names is replaced.
+Owned by driver/loop.py, called at the end of an iteration; waits for the judge, but not for people (driver/round_labels.py).
+A round that a kill cut off is done again with the same labels: only a checkpoint says which version serves, and a version
+directory that none names is replaced.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 from common.address import QueueAddress
 from common.config import Config
-from common.judge import PairItem
 from common.label_sources import LabelFiles
 from common.types import FloatArray
-from driver.checkpoint import commit
+from driver.checkpoint import commit, write_whole
 from driver.cluster import Cluster
-from driver.labels import LabelBook, make_judge
 from driver.long_calls import follow
 from driver.progress import say
-from learner.candidates import Proposal
+from driver.round_labels import Labelling
 from learner.evidence import Decision
 from learner.ocrm import pair_weights
 from learner.rm_adapter import Round, Versions
@@ -49,6 +47,7 @@ class RewardModels:
 
     def __init__(self, config: Config, cluster: Cluster, run: Path, first: str):
         self._config, self._cluster, self._run, self._first = config, cluster, run, first
+        self._labelling = Labelling(config, cluster, run)
         self.adapted = ""  # relative to the run's directory; empty while the first one serves
         self.version = 0
 
@@ -78,22 +77,18 @@ class RewardModels:
         if not adapters:
             return {}
         say(f"  reward model round {iteration + 1}")
-        proposal: Proposal = self._cluster.call(adapters[0], "propose", iteration, first_slot)
-        book = LabelBook(self._run / "labels.jsonl")
-        preferences = book.buy(self._to_judge(proposal), make_judge(self._config.judge, self._config.run.seed))
-        chosen = Round(iteration, proposal, preferences, self._pair_weights())
+        labels = self._labelling.of_round(iteration, first_slot)
+        if labels is None:  # people have not answered yet
+            return {}
+        chosen = Round(iteration, labels.proposal, labels.preferences, self._pair_weights())
         aside = self._run / "rm" / "candidate"
         shutil.rmtree(aside, ignore_errors=True)
         with self._cluster.disks.writing(aside) as target:
             versions = Versions(self.served, self._revision(), self.version + 1, target)
-            decision: Decision = follow(self._cluster, adapters, "fit", chosen, versions)
+            decision = labels.counted(follow(self._cluster, adapters, "fit", chosen, versions))
         self._keep(decision, iteration, aside)
+        self._labelling.settle(iteration)
         return _metrics(decision)
-
-    def _to_judge(self, proposal: Proposal) -> list[PairItem]:
-        """The evidence, and what is fitted on where labels are."""
-        fitted = proposal.fit if self._config.adaptation.method == "labelled" else ()
-        return [*fitted, *proposal.evidence]
 
     def _pair_weights(self) -> list[float] | None:
         """How much the policy of now makes of each original pair (ocrm); None for other methods."""
@@ -115,7 +110,7 @@ class RewardModels:
             self.load(str(final.relative_to(self._run)))
         else:
             shutil.rmtree(final, ignore_errors=True)  # of an accepted round that was killed before its checkpoint
-            _write(rejected, record)
+            write_whole(rejected, record)
         outcome = f"version {self.version} serves" if decision.accepted else f"discarded, version {self.version} stays"
         say(f"  {outcome}: {decision.reason}")
 
@@ -146,11 +141,3 @@ def _metrics(decision: Decision) -> dict[str, float | None]:
     """rm/* of a step line; the accuracies without `candidate_` are those of the model that served up to here."""
     found = {f"rm/{name}": decision.numbers.get(name) for name in METRICS}
     return {**found, "rm/accepted": float(decision.accepted)}
-
-
-def _write(path: Path, text: str) -> None:
-    """A file that is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp")
-    aside.write_text(text)
-    os.replace(aside, path)

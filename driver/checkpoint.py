@@ -93,6 +93,14 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+def write_whole(path: Path, text: str) -> None:
+    """A small file that is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".tmp")
+    aside.write_text(text)
+    os.replace(aside, path)
+
+
 def sync(path: Path) -> None:
     """Makes a file's content, or a directory's names, safe from a power cut."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -27,6 +27,7 @@ from driver.node_disk import NodeDisk
 from learner.preference_worker import PreferenceWorker
 from learner.rm_adapter import RmAdapter
 from learner.worker import LearnerWorker
+from rewarder.judge import RewardJudge
 from rewarder.worker import RewarderWorker
 
 NAMESPACE = "iter-rlhf"
@@ -47,6 +48,7 @@ class Cluster:
         self.actors: list[ActorHandle] = []
         self.rewarders: list[ActorHandle] = []
         self.adapters: list[ActorHandle] = []  # none where the reward model is not adapted
+        self.judges: list[ActorHandle] = []  # where judge.model compares the pairs of rounds
         self.preference_workers: list[ActorHandle] = []  # while stage preferences works
         self._names: dict[ActorHandle, str] = {}
         self.gauges = Gauges(config.run.name, config.rewarder.objectives)
@@ -123,6 +125,14 @@ class Cluster:
             self.adapters.append(self._make(RmAdapter, name, adaptation.gpus, adaptation.threads, arguments))
         host, port = self.call(self.adapters[0], "address")
         self.call_all(self.adapters, "join", host, port)
+
+    def make_judges(self) -> None:
+        """Makes the group of judge.model and has it load, which every node can read by now."""
+        judge, rewarder = self._config.judge, self._config.rewarder
+        for index in range(judge.num):
+            arguments = (rewarder, judge.threads, "cuda" if judge.gpus else "cpu")
+            self.judges.append(self._make(RewardJudge, f"judge-{index}", judge.gpus, judge.threads, arguments))
+        self.call_all(self.judges, "load", judge.model, judge.revision)
 
     def make_preference_workers(self) -> None:
         """Makes the processes that train the members of stage preferences."""

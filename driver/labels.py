@@ -1,8 +1,8 @@
 """labels.jsonl: what a judge said of pairs of responses, one line each, bought once.
 
-Owned by driver/adaptation.py. A label is keyed by its content (prompt and both responses) and is on the disk before it is
-used, so that no run, repeated round or resume asks for it again. The file only grows; a last line that a kill tore is
-dropped when the file is opened.
+Owned by the rounds (driver/round_labels.py). A label is keyed by its content (prompt and both responses) and is on the disk
+before it is used, so that no run, repeated round or resume asks for it again. The file only grows; a last line that a kill tore
+is dropped when the file is opened. Here are also the judges that are functions; the others: driver/judges.py.
 """
 
 from __future__ import annotations
@@ -10,17 +10,29 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from common.config import JudgeConfig
-from common.judge import JudgeError, JudgeItem, Labels, PairItem, Preference, ask_judge, load_function
+from common.judge import (
+    PREFERENCES,
+    JudgeError,
+    JudgeItem,
+    Labels,
+    PairItem,
+    Preference,
+    Verdict,
+    ask_judge,
+    load_function,
+)
 from driver.progress import Progress
 
 Ask = Callable[[PairItem], Preference]
-PREFERENCES: tuple[Preference, ...] = ("first", "second", "tie")
+Keep = Callable[[PairItem, Verdict], None]
+Judge = Callable[[Sequence[PairItem], Keep], None]  # calls Keep for each answer as it comes, in any order
 
 
 class LabelError(RuntimeError):
@@ -32,38 +44,62 @@ class LabelBook:
 
     def __init__(self, path: Path):
         self._path = path
-        self._known = _read(path)
+        self._known: dict[str, Verdict] = _read(path)
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def buy(self, items: Sequence[PairItem], ask: Ask) -> dict[str, Preference]:
-        """A preference for each item, by key; asks only for what is not known, and keeps each answer before the next."""
+    def buy(self, items: Sequence[PairItem], judge: Judge) -> dict[str, Preference]:
+        """The preferences by key: of every item, but for what people have not answered yet. Asks only for what is not known,
+        and keeps each answer as it comes."""
         missing = list({item.key: item for item in items if item.key not in self._known}.values())
         progress = Progress("judge", len(missing), "pairs")
-        for item in missing:
-            self._append(item, ask(item))
-            progress.advance(1)
-        return {item.key: self._known[item.key] for item in items}
 
-    def _append(self, item: PairItem, preferred: Preference) -> None:
-        turns = [asdict(message) for message in item.messages]
-        row = {"key": item.key, "prompt": turns, "first": item.first, "second": item.second, "preferred": preferred}
+        def keep(item: PairItem, verdict: Verdict) -> None:
+            self._append(item, verdict)
+            progress.advance(1)
+
+        if missing:
+            judge(missing, keep)
+        return {item.key: self._known[item.key].preferred for item in items if item.key in self._known}
+
+    def reasons(self, items: Sequence[PairItem]) -> Counter[str]:
+        """How many of the items are ties for each reason (Verdict.why), "" for all that were meant as they are."""
+        return Counter(self._known[item.key].why for item in items if item.key in self._known)
+
+    def _append(self, item: PairItem, verdict: Verdict) -> None:
+        row = {**question(item), "preferred": verdict.preferred, **({"why": verdict.why} if verdict.why else {})}
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self._known[item.key] = preferred
+        self._known[item.key] = verdict
 
 
-def make_judge(config: JudgeConfig, seed: int) -> Ask:
+def question(item: PairItem) -> dict[str, object]:
+    """A pair as a line of a file: what a label is asked for."""
+    turns = [asdict(message) for message in item.messages]
+    return {"key": item.key, "prompt": turns, "first": item.first, "second": item.second}
+
+
+def make_judge(config: JudgeConfig, seed: int) -> Judge:
     """Compares by judge.labeler (what training labels are bought from), or else by the gold of judge.function."""
     if config.labeler is not None:
         label = load_function(config.labeler)
-        return lambda item: _by_labeler(label, item, seed)
+        return one_by_one(lambda item: _by_labeler(label, item, seed))
     assert config.function is not None, "the configuration asks for a judge"
     judge = load_function(config.function)
-    return lambda item: _by_gold(judge, item)
+    return one_by_one(lambda item: _by_gold(judge, item))
+
+
+def one_by_one(ask: Ask) -> Judge:
+    """A judge that is asked about one pair after the other."""
+
+    def judge(items: Sequence[PairItem], keep: Keep) -> None:
+        for item in items:
+            keep(item, Verdict(ask(item)))
+
+    return judge
 
 
 def _by_labeler(label: Callable[[list[JudgeItem], int], Labels], item: PairItem, seed: int) -> Preference:
@@ -88,8 +124,8 @@ def _preference(difference: float) -> Preference:
     return "first" if difference > 0 else "second"
 
 
-def _read(path: Path) -> dict[str, Preference]:
-    """Key -> preference of every whole line; cuts a torn last line off the file."""
+def _read(path: Path) -> dict[str, Verdict]:
+    """Key -> verdict of every whole line; cuts a torn last line off the file."""
     if not path.is_file():
         return {}
     content = path.read_bytes()
@@ -99,10 +135,10 @@ def _read(path: Path) -> dict[str, Preference]:
     return dict(_label(path, number, line) for number, line in enumerate(whole.splitlines(), 1))
 
 
-def _label(path: Path, number: int, line: bytes) -> tuple[str, Preference]:
+def _label(path: Path, number: int, line: bytes) -> tuple[str, Verdict]:
     try:
         row: Any = json.loads(line)
-        key, preferred = row["key"], row["preferred"]
+        key, preferred, why = row["key"], row["preferred"], row.get("why", "")
     except (ValueError, KeyError, TypeError) as error:
         raise LabelError(
             f"{path}:{number}: no label ({error}); wanted a JSON object with key and preferred: remove the line"
@@ -111,4 +147,4 @@ def _label(path: Path, number: int, line: bytes) -> tuple[str, Preference]:
         raise LabelError(
             f"{path}:{number}: preferred is {preferred!r}; wanted one of {', '.join(PREFERENCES)}: remove the line"
         )
-    return key, preferred
+    return key, Verdict(preferred, why)

@@ -18,18 +18,22 @@ TRIED_ROWS = 100  # conversations that the template and the length limit are tri
 PROBE: tuple[Sequence[Message], str] = ((Message("user", "hello"),), "hello")
 
 
-def check_reward_model(directory: Path, objectives: Sequence[str], findings: Findings) -> None:
-    """Every tensor of the heads is there, in the sizes of config.json, and rewarder.objectives names as many as there are."""
-    from rewarder.layout import CheckpointError, read_layout  # seconds to import, and needed for a given model alone
+def check_reward_model(
+    key: str, directory: Path, objectives: Sequence[str], findings: Findings, classifiers: bool = False
+) -> None:
+    """Every tensor of the heads is there, in the sizes of config.json, and `objectives` (none: any) names as many as there are.
+    With `classifiers` a classifier with one label will do too."""
+    from rewarder.bradley_terry import is_classifier  # seconds to import, and needed for a given model alone
+    from rewarder.layout import CheckpointError, read_layout
 
     try:
+        if classifiers and is_classifier(directory):
+            return
         read_layout(directory, objectives, revision=None)
     except CheckpointError as error:
-        findings.problem(f"rewarder.model: {error}")
+        findings.problem(f"{key}: {error}")
     except Exception as error:  # damaged files fail in many ways; each becomes the user's one line
-        findings.problem(
-            f"rewarder.model: {directory} cannot be read: {first_line(error)}; download or export it again"
-        )
+        findings.problem(f"{key}: {directory} cannot be read: {first_line(error)}; download or export it again")
 
 
 def check_template(
@@ -38,8 +42,10 @@ def check_template(
     pairs: Sequence[PreferencePair],
     max_tokens: int,
     findings: Findings,
+    whose: str = "the reward model",
 ) -> None:
-    """The reward model's template ends a prompt where its conversation goes on, and the first rows of the labels fit."""
+    """The template of the reward model that `whose` names ends a prompt where its conversation goes on, and the first rows of
+    the labels fit."""
     from rewarder.scoring import check_length, render  # seconds to import
 
     tried = [PROBE, *((row.messages, row.response) for row in islice(ratings, TRIED_ROWS))]
@@ -48,6 +54,6 @@ def check_template(
         for messages, response in tried:
             check_length(render(tokenizer, messages, response), max_tokens)
     except ValueError as error:
-        findings.problem(f"the reward model's tokenizer: {error}")
+        findings.problem(f"{whose}'s tokenizer: {error}")
     except Exception as error:  # a template may raise anything
-        findings.problem(f"the reward model's chat template fails: {first_line(error)}")
+        findings.problem(f"{whose}'s chat template fails: {first_line(error)}")

@@ -25,6 +25,7 @@ ROLE_STAGES = {  # a run makes the roles that any of its stages needs, once, and
     "actors": {"collect", "iterate"},
     "rewarder": {"iterate"},
     "rm_adapter": {"iterate"},
+    "judge": {"iterate"},
     "preference": {"preferences"},
     "learner": {"sft", "collect", "reward_model", "iterate", "export"},
 }
@@ -83,12 +84,14 @@ def learner_bytes(parameters: int, ranks: int, zero_stage: int, has_reference: b
     return parameters * (weights + gradients + moments)
 
 
-def roles_of(config: Config, stages: Sequence[str], policy: int | None, rewarder: int | None) -> list[Role]:
-    """The roles that the stages start, with their estimates; `policy` and `rewarder` are parameter counts."""
+def roles_of(
+    config: Config, stages: Sequence[str], policy: int | None, rewarder: int | None, judge: int | None = None
+) -> list[Role]:
+    """The roles that the stages start, with their estimates; `policy`, `rewarder` and `judge` are parameter counts."""
     every = [_actors(config, policy), _rewarder(config, rewarder), _learner(config, policy, "iterate" in stages)]
     every.append(_preference(config, policy))
     if config.adaptation.enabled:
-        every.append(_adapter(config, rewarder))
+        every += [_adapter(config, rewarder), *_judge(config, judge)]
     return [role for role in every if ROLE_STAGES[role.name] & set(stages)]
 
 
@@ -170,6 +173,14 @@ def _adapter(config: Config, parameters: int | None) -> Role:
     adaptation = config.adaptation
     num_bytes = None if parameters is None else parameters * DTYPE_BYTES[config.rewarder.dtype]
     return Role("rm_adapter", 1, adaptation.gpus, adaptation.threads, num_bytes, f"weights, tier {adaptation.tier}")
+
+
+def _judge(config: Config, parameters: int | None) -> list[Role]:
+    judge = config.judge
+    if judge.compares != "model":
+        return []
+    num_bytes = None if parameters is None else parameters * DTYPE_BYTES[config.rewarder.dtype]
+    return [Role("judge", judge.num, judge.gpus, judge.threads, num_bytes, "weights; compares pairs")]
 
 
 def _preference(config: Config, parameters: int | None) -> Role:

@@ -21,6 +21,7 @@ from driver.export import is_current
 from driver.findings import Findings
 from driver.hub import check_push
 from driver.inputs import check_data, check_functions, check_model
+from driver.judge_checks import check_judge
 from driver.label_checks import check_labels
 from driver.model_checks import check_reward_model
 from driver.placement import (
@@ -39,9 +40,21 @@ from driver.services import check_cluster, check_redis
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 QUEUE_STAGES = {"iterate"}
+JUDGE_SERVICE = tuple(
+    f"judge.endpoint.{key}" for key in ("url", "key_env", "timeout_s", "max_response_kib", "retries", "concurrency")
+)
 # What a resumed run may change, since no number depends on it: where its services are, where its models go, what is shown,
 # what commands look at (whole sections: a run that is older than a command has none)
-FREE_ON_RESUME = ("cluster.", "redis.url", "redis.password_env", "export.", "report.tensorboard", *COMMANDS)
+# (judge.endpoint.model may not change, so that the judge stays who it was)
+FREE_ON_RESUME = (
+    "cluster.",
+    "redis.url",
+    "redis.password_env",
+    "export.",
+    "report.tensorboard",
+    *COMMANDS,
+    *JUDGE_SERVICE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +80,8 @@ def check(config: Config, stages: list[str], resume: bool) -> Report:
     if QUEUE_STAGES & set(stages):
         check_redis(config.redis, config.cluster, findings)
     building = [stage for stage in stages if stage != "export" or not is_current(config.run_dir)]  # else it only pushes
-    plan = _check_placement(config, building, policy, rewarder, findings)
+    judge = check_judge(config, stages, findings)
+    plan = _check_placement(config, building, (policy, rewarder, judge), findings)
     plan += _references_cost(config, building)
     plan += _check_disk(config, disk_bytes(config, building, policy, rewarder), findings)
     return Report(list(dict.fromkeys(findings.problems)), plan + [f"note: {note}" for note in findings.notes])
@@ -87,15 +101,15 @@ def _check_models(config: Config, findings: Findings) -> tuple[int | None, int |
     if (
         directory is not None and Path(rewarder.model).expanduser().is_dir()
     ):  # of the Hub's cache some files may be missing
-        check_reward_model(directory, rewarder.objectives, findings)
+        check_reward_model("rewarder.model", directory, rewarder.objectives, findings)
     return num_policy, num_parameters(directory), tokenizer, rm_tokenizer
 
 
 def _check_placement(
-    config: Config, stages: Sequence[str], policy: int | None, rewarder: int | None, findings: Findings
+    config: Config, stages: Sequence[str], parameters: tuple[int | None, int | None, int | None], findings: Findings
 ) -> list[str]:
-    """Versions, cluster and room for the roles; returns the plan's table."""
-    roles = roles_of(config, stages, policy, rewarder)
+    """Versions, cluster and room for the roles; parameters: of policy, reward model and judge. Returns the plan's table."""
+    roles = roles_of(config, stages, *parameters)
     room = _room(config, findings) if roles else Room(visible_gpus(), "none", None)
     check_versions(findings, bool(room.gpus) and gpus_wanted(roles) > 0)
     found = check_placement(roles, room)

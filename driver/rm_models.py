@@ -10,9 +10,8 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from common.config import RewarderConfig
-from common.models import local_directory
 from driver.rm_source import ModelSource
-from rewarder.bradley_terry import is_classifier, load_classifier
+from rewarder.bradley_terry import load_gated_or_classifier
 from rewarder.model import GatedRewardModel
 
 
@@ -24,11 +23,7 @@ def load_model(source: ModelSource, config: RewarderConfig) -> GatedRewardModel:
 
 def load_baseline(source: ModelSource, config: RewarderConfig) -> GatedRewardModel:
     """A classifier with one label, or a gated model with whatever objectives it has. Raises CheckpointError and OSError."""
-    if is_classifier(local_directory(source.name, source.revision)):
-        model = load_classifier(source.name, config.dtype, source.revision)
-    else:
-        model = GatedRewardModel.load(source.name, config.dtype, source.revision)
-    return model.to(device(config)).eval()
+    return load_gated_or_classifier(source.name, config.dtype, source.revision).to(device(config)).eval()
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:

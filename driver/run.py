@@ -111,6 +111,8 @@ class Run:
             cluster.make_rewarders()
         if "iterate" in todo and self.config.adaptation.enabled:
             cluster.make_adapter()
+            if self.config.judge.compares == "model":
+                cluster.make_judges()
         if LEARNER_STAGES & set(todo):
             cluster.make_learners()
 
@@ -146,7 +148,8 @@ class Run:
         policy, rewarder, data, disks = self.config.policy, self.config.rewarder, self.config.data, self.cluster.disks
         if disks.far:
             say(f"{', '.join(disks.far)}: run.dir is not shared; files are sent through Ray")
-        for source in (policy.model, rewarder.model, data.demonstrations, data.ratings, data.preferences):
+        judge = self.config.judge.model
+        for source in (policy.model, rewarder.model, judge, data.demonstrations, data.ratings, data.preferences):
             disks.share(source)
 
     def _where_to_watch(self, dashboard: str | None) -> list[str]:

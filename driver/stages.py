@@ -177,7 +177,7 @@ STAGES: dict[str, Callable[[Run], None]] = {
 # What a stage depends on: sections of the configuration, and files of the data section.
 SECTIONS = {
     "sft": (("policy",), ("demonstrations",)),
-    "collect": (("policy", "judge"), ("prompts",)),
+    "collect": (("policy", "judge.labeler", "judge.collect_prompts", "judge.collect_responses"), ("prompts",)),
     "preferences": (("policy", "rewarder", "learner.preferences"), ("preferences",)),
     "reward_model": (("policy", "rewarder", "aggregation"), ("ratings", "preferences", "strengths")),
     "iterate": (
@@ -232,7 +232,8 @@ def _ideal_golds(run: Run) -> list[float]:
 def _key(run: Run, stage: str) -> dict[str, str]:
     """What a finished stage depended on: each section's and file's hash by name."""
     sections, files = SECTIONS[stage]
-    key = {name: _hash(json.dumps(asdict(attrgetter(name)(run.config)), sort_keys=True).encode()) for name in sections}
+    values = {name: attrgetter(name)(run.config) for name in sections}
+    key = {name: _hash(json.dumps(value, default=asdict, sort_keys=True).encode()) for name, value in values.items()}
     for name in files:
         source = getattr(run.config.data, name)
         if source is not None and Path(source).is_file():

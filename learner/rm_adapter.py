@@ -69,7 +69,8 @@ class RmAdapter(Watched):
         self._rank, self._config = rank, config
         self._settings, self._rewarder = config.adaptation, config.rewarder
         self._device = torch.device("cuda" if self._settings.gpus else "cpu")
-        self._pairs = self._settings.fit_pairs, self._settings.evidence_pairs
+        fitted = self._settings.fit_pairs if self._settings.method == "labelled" else 0
+        self._pairs = fitted, self._settings.evidence_pairs
         self._cursor = START
         self._groups: dict[int, ScoredGroup] = {}
 

@@ -2,7 +2,8 @@
 
 Such a model is a gated one with a single objective, whose gate is always 1 (softmax over one objective): score = w . h_R.
 So it is rendered, batched and read at the same token as the model that it is compared with, not by the classifier's own
-rule, which looks for a pad token (a known source of silent errors). Read by driver/rm_scores.py (evaluate_rm.baseline);
+rule, which looks for a pad token (a known source of silent errors). Read by driver/rm_models.py (evaluate_rm.baseline) and
+rewarder/judge.py;
 made and written by learner/reward_stage.py (learner.reward_model.baseline).
 """
 
@@ -57,6 +58,14 @@ def load_classifier(source: str | Path, dtype: str, revision: str | None = None)
     with torch.no_grad():
         model.regression_layer.weight.copy_(weight)
     return model.eval()
+
+
+def load_gated_or_classifier(source: str, dtype: str, revision: str | None) -> GatedRewardModel:
+    """A classifier with one label, or a gated model with whatever objectives it has, on the CPU: a directory or a Hub id.
+    Raises CheckpointError and OSError."""
+    if is_classifier(local_directory(source, revision)):
+        return load_classifier(source, dtype, revision)
+    return GatedRewardModel.load(source, dtype, revision)
 
 
 def save_classifier(

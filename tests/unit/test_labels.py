@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from common.config import JudgeConfig
+from common.config_file import BASE, load_config
 from common.judge import JudgeError, JudgeItem, Labels, PairItem, Preference, pair_item
 from common.types import Message
-from driver.labels import LabelBook, LabelError, make_judge
+from driver.labels import LabelBook, LabelError, make_judge, one_by_one
 
 GOLD = f"{__name__}:gold_by_length"
 LABELER = f"{__name__}:label_by_length"
@@ -55,7 +57,14 @@ class Counter:
 
 
 def config(function: str | None, labeler: str | None) -> JudgeConfig:
-    return JudgeConfig(function, labeler, None, 0, 2)
+    return replace(load_config(BASE, ["aggregation.kind=final_score"]).judge, function=function, labeler=labeler)
+
+
+def ask(judge: JudgeConfig, item: PairItem, seed: int = 0) -> Preference:
+    """What the judge says of one pair."""
+    said: list[Preference] = []
+    make_judge(judge, seed)([item], lambda _, verdict: said.append(verdict.preferred))
+    return said[0]
 
 
 def test_a_pair_has_one_key_whichever_response_comes_first() -> None:
@@ -77,32 +86,32 @@ def test_a_pair_of_equal_responses_is_refused() -> None:
 def test_a_label_is_bought_once(tmp_path: Path) -> None:
     judge, items = Counter(), [pair("p"), pair("q"), pair("p")]
     book = LabelBook(tmp_path / "labels.jsonl")
-    first = book.buy(items, judge)
+    first = book.buy(items, one_by_one(judge))
     assert len(judge.asked) == 2 and first.keys() == {item.key for item in items}
-    assert book.buy(items, judge) == first
-    assert LabelBook(tmp_path / "labels.jsonl").buy([*items, pair("r")], judge).items() >= first.items()
+    assert book.buy(items, one_by_one(judge)) == first
+    assert LabelBook(tmp_path / "labels.jsonl").buy([*items, pair("r")], one_by_one(judge)).items() >= first.items()
     assert len(judge.asked) == 3 == len((tmp_path / "labels.jsonl").read_text().splitlines())
 
 
 def test_a_kill_in_the_middle_loses_no_label(tmp_path: Path) -> None:
     items = [pair(f"p{i}") for i in range(5)]
     with pytest.raises(KeyboardInterrupt):
-        LabelBook(tmp_path / "labels.jsonl").buy(items, Counter(dies_at=4))
+        LabelBook(tmp_path / "labels.jsonl").buy(items, one_by_one(Counter(dies_at=4)))
     judge = Counter()
     book = LabelBook(tmp_path / "labels.jsonl")
     assert len(book) == 3
-    book.buy(items, judge)
+    book.buy(items, one_by_one(judge))
     assert judge.asked == [item.key for item in items[3:]]
 
 
 def test_a_torn_last_line_is_dropped_and_the_file_goes_on_whole(tmp_path: Path) -> None:
     path = tmp_path / "labels.jsonl"
-    LabelBook(path).buy([pair("p"), pair("q")], Counter())
+    LabelBook(path).buy([pair("p"), pair("q")], one_by_one(Counter()))
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
     book, judge = LabelBook(path), Counter()
     assert len(book) == 1
-    book.buy([pair("p"), pair("q")], judge)
+    book.buy([pair("p"), pair("q")], one_by_one(judge))
     assert judge.asked == [pair("q").key] and path.read_bytes() == whole
 
 
@@ -116,22 +125,21 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path: Path, line: str) -> None
 
 @pytest.mark.parametrize("judge", [config(GOLD, None), config(None, LABELER), config(GOLD, LABELER)])
 def test_functions_of_the_judge_section_compare(judge: JudgeConfig) -> None:
-    ask = make_judge(judge, 0)
     item = pair("p")
-    assert ask(item) == ("first" if item.first == "much longer" else "second")
-    assert ask(pair("p", "abc", "xyz")) == "tie"
+    assert ask(judge, item) == ("first" if item.first == "much longer" else "second")
+    assert ask(judge, pair("p", "abc", "xyz")) == "tie"
 
 
 def test_the_labeler_comes_first_and_its_seed_from_the_content() -> None:
     LABELER_SEEDS.clear()
     for seed in (0, 0, 1):
-        make_judge(config(GOLD, LABELER), seed)(pair("p"))
-    make_judge(config(GOLD, LABELER), 0)(pair("q"))
+        ask(config(GOLD, LABELER), pair("p"), seed)
+    ask(config(GOLD, LABELER), pair("q"))
     assert LABELER_SEEDS[0] == LABELER_SEEDS[1] and len(set(LABELER_SEEDS)) == 3
 
 
 def test_a_failing_judge_is_named() -> None:
     with pytest.raises(JudgeError, match="gold nan"):
-        make_judge(config(f"{__name__}:gold_of_nothing", None), 0)(pair("p"))
+        ask(config(f"{__name__}:gold_of_nothing", None), pair("p"))
     with pytest.raises(JudgeError, match="judge.labeler raised KeyError"):
-        make_judge(config(None, f"{__name__}:failing"), 0)(pair("p"))
+        ask(config(None, f"{__name__}:failing"), pair("p"))

@@ -1,0 +1,49 @@
+"""A reward model as a judge of pairs: a Ray actor beside the rewarders, with a model of its own.
+
+Called by the driver alone (driver/judges.py). A pair is scored by itself, as a group is, so that its answer does not depend on
+which other pairs were asked about: a repeated round gets the same labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import AutoTokenizer
+
+from common.config import RewarderConfig
+from common.judge import TOO_LONG, PairItem, Verdict
+from rewarder.aggregate import debias
+from rewarder.bradley_terry import load_gated_or_classifier
+from rewarder.scoring import ConversationTooLong, score_responses
+
+
+class RewardJudge:
+    """Compares pairs by the debiased gated score of a gated model, or the score of a classifier with one label."""
+
+    def __init__(self, config: RewarderConfig, threads: int, device: str):
+        self._config, self._device = config, device
+        torch.set_num_threads(threads)
+
+    def load(self, source: str, revision: str | None) -> None:
+        """Puts the model of a directory or Hub id in place. Raises CheckpointError and OSError."""
+        self._model = load_gated_or_classifier(source, self._config.dtype, revision).to(self._device).eval()
+        self._tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+
+    def compare(self, items: Sequence[PairItem]) -> list[Verdict]:
+        """What the scores say of each pair: equal scores are a tie, and so is a pair that is too long for the model. Raises
+        ValueError for a score that is not finite."""
+        return [self._compare(item) for item in items]
+
+    def _compare(self, item: PairItem) -> Verdict:
+        limits = self._config.max_tokens, self._config.batch_tokens
+        responses = [item.first, item.second]
+        try:
+            scores, gate = score_responses(self._model, self._tokenizer, item.messages, responses, *limits)
+        except ConversationTooLong:  # by this model's tokens; a cut response would be another one
+            return Verdict("tie", TOO_LONG)
+        matrix = self._model.reward_transform_matrix.detach().cpu()
+        first, second = (debias(scores, matrix) * gate).sum(-1).tolist()
+        if first == second:
+            return Verdict("tie")
+        return Verdict("first" if first > second else "second")
