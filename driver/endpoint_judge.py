@@ -40,7 +40,7 @@ _PLACE = re.compile(r"\{(prompt|first|second)\}")
 _CONTEXT = re.compile(r"context.(length|window)|maximum.(model|input).length|max_model_len|too long", re.IGNORECASE)
 
 
-class _Refused(openai.OpenAIError):
+class ReplyRefused(openai.OpenAIError):
     """A reply that is not read; of the client's own kind, so that it asks no second time."""
 
 
@@ -137,7 +137,9 @@ class EndpointJudge:
     async def _bound(self, response: httpx2.Response) -> None:
         """Limits what will be read of a reply, an error's too."""
         if response.headers.get("content-encoding", "identity") != "identity":
-            raise _Refused("the reply is compressed, though it was asked for plain: its size cannot be bounded")
+            raise ReplyRefused(
+                "the reply is compressed, so its size is not known; have the server send it plain, as asked"
+            )
         stream = response.stream
         assert isinstance(stream, httpx2.AsyncByteStream), "an asynchronous client's"
         response.stream = _Bounded(stream, self._config.max_response_kib, self._config.timeout_s)
@@ -145,6 +147,8 @@ class EndpointJudge:
     def _explain(self, error: openai.OpenAIError) -> str:
         config, place = self._config, f"judge.endpoint {self._config.url}"
         tries = f" in each of {config.retries + 1} tries" if config.retries else ""
+        if isinstance(error, ReplyRefused):
+            return f"{place}: {error}"
         if isinstance(error, openai.APITimeoutError):
             wanted = "see what the server does, or raise judge.endpoint.timeout_s"
             return f"{place} gave no whole answer within {config.timeout_s:g} s{tries}; {wanted}"
@@ -183,7 +187,9 @@ class _Bounded(httpx2.AsyncByteStream):
         async for piece in self._inner:
             left -= len(piece)
             if left < 0:
-                raise _Refused(f"the reply is larger than judge.endpoint.max_response_kib, {self._kib} KiB")
+                raise ReplyRefused(
+                    f"the reply is larger than judge.endpoint.max_response_kib, {self._kib} KiB; raise it"
+                )
             if time.monotonic() > self._deadline:
                 raise httpx2.ReadTimeout("the reply goes on and on")
             yield piece

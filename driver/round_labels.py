@@ -94,8 +94,9 @@ class Labelling:
             return {}
         numbers = judge_numbers(self._book().reasons(items))
         if kind == "endpoint" and items:
-            share = numbers["judge_order_disagreement"]
-            say(f"  the judge gave {share:.0%} of {len(items)} pairs another answer in the other order: ties")
+            share, failed = numbers["judge_order_disagreement"], numbers["judge_unreadable"] + numbers["judge_too_long"]
+            ties = f"; {failed:.0f} of {len(items)} pairs have no answer that could be read: ties too" if failed else ""
+            say(f"  the judge's answer changed with the order of the responses on {share:.0%} of the pairs: ties{ties}")
         return {**numbers}
 
     def _book(self) -> LabelBook:

@@ -7,7 +7,8 @@ Plan
    export that of version_2, labels.jsonl with each pair once.
 2. The same run, killed when a version was accepted and before the next checkpoint, is the same run, bit for bit, and buys no
    label twice: its labels.jsonl is byte for byte that of the first.
-3. Two rewarders, overlap (max_staleness 1) and the lora tier: the same, with the ratings' R2 in the decision.
+3. The same with judge.model, as two processes over Ray: the model that serves agrees with all of its own labels.
+4. Two rewarders, overlap (max_staleness 1) and the lora tier: the same, with the ratings' R2 in the decision.
 
 All start from the models and labels of the session's first run. A round that is discarded: tests/e2e/test_run.py (overlap).
 """
@@ -99,6 +100,19 @@ def test_killed_after_a_round_and_resumed_is_bit_identical_and_buys_nothing_twic
         ours, theirs = (path / "rm" / "version_2" / name for path in (runs / "killed-round", adapted))
         assert ours.read_bytes() == theirs.read_bytes()
     resumed.assert_gone()
+
+
+def test_a_judge_model_of_its_own_labels_the_pairs(first: Path, launch: Launch, runs: Path) -> None:
+    settings = [f"judge.model={first}/rm/version_0", "judge.num=2", "iteration.num=2", "iteration.steps=2"]
+    run = launch("run.name=judged", *ready_made(first), *OPEN, *settings, "stages=[iterate]")
+    assert run.wait() == 0, run.log.read_text()[-4000:]
+    labels = [json.loads(line) for line in (runs / "judged" / "labels.jsonl").read_text().splitlines()]
+    assert labels and {label["preferred"] for label in labels} <= {"first", "second", "tie"}
+    (record,) = (runs / "judged" / "rm").glob("*/decision.json")
+    numbers = decision(record)["numbers"]
+    assert numbers["judge_too_long"] == 0 and numbers["judged_pairs"] == len(labels)
+    assert numbers["onpolicy_accuracy"] == 1.0  # the judge is the model that served
+    run.assert_gone()
 
 
 def test_lora_while_sampling_overlaps_training(first: Path, launch: Launch, runs: Path) -> None:

@@ -1,5 +1,5 @@
-"""A local HTTP server that speaks the OpenAI chat format, for the tests of the judge behind an endpoint: it answers as it is told,
-and keeps what it was asked."""
+"""A local HTTP server that speaks the OpenAI chat format, for the tests of the judge behind an endpoint: it answers as it is
+told, and keeps what it was asked."""
 
 from __future__ import annotations
 

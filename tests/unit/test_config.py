@@ -154,6 +154,24 @@ def test_all_problems_come_at_once() -> None:
             "sees 64 groups, those since the oldest checkpoint kept, of which half are evidence); lower it to 32",
         ),
         ((*ADAPTS, "checkpoint.every_steps=1", "adaptation.min_pairs=65"), "sees 128 groups"),
+        (("judge.model=m", "judge.file=a.jsonl"), "judge.model and judge.file are set; the rounds have one judge"),
+        (
+            ("judge.endpoint.url=http://h/v1", "judge.endpoint.model=m", "judge.file=a.jsonl"),
+            "judge.endpoint.url and judge.file are set",
+        ),
+        (("judge.revision=abc",), "judge.revision is set without judge.model"),
+        (("judge.file=answers.csv",), "judge.file is 'answers.csv'; it must be a .jsonl file"),
+        (("judge.endpoint.url=http://h/v1",), "judge.endpoint needs both url and model"),
+        (("judge.endpoint.model=m",), "judge.endpoint needs both url and model"),
+        (("judge.endpoint.url=h:8000",), "judge.endpoint.url is 'h:8000'; it must be like http://host:8000/v1"),
+        (("judge.endpoint.url=http://[h/v1",), "judge.endpoint.url cannot be read"),
+        (("judge.endpoint.key_env=A-B",), "judge.endpoint.key_env must be the name of an environment variable"),
+        (("judge.endpoint.instruction=Which of {first} and {second}?",), "judge.endpoint.instruction has no {prompt}"),
+        (("judge.num=0",), "judge.num is 0; it must be between 1"),
+        (
+            (*ADAPTS, "judge.file=a.jsonl", "adaptation.when=drift"),
+            "adaptation.drift.signal accuracy asks the judge at every look, and people (judge.file) answer later",
+        ),
         (("learner.ranks=3",), "not a multiple of learner.ranks 3"),
         (("learner.importance_cap=0.5",), "learner.importance_cap is 0.5; it must be a number from 1 up"),
         (("redis.capacity=100",), "below the window of 128 groups; raise it to 128"),
@@ -181,6 +199,25 @@ def test_a_value_of_the_wrong_kind_names_its_key(override: str, words: str) -> N
 def test_a_token_in_the_configuration_is_refused_and_not_shown() -> None:
     (found,) = problems(BASE, "export.token_env=hf_secretsecret")
     assert "export.token_env must be the name" in found and "secret" not in found
+
+
+@pytest.mark.parametrize("key", ["sk-secretsecret", "sk_secretsecret", "hf_secretsecret"])
+def test_a_key_of_the_judge_in_the_configuration_is_refused_and_not_shown(key: str) -> None:
+    (found,) = problems(BASE, f"judge.endpoint.key_env={key}")
+    assert "judge.endpoint.key_env must be the name" in found and "secret" not in found
+    url = f"http://user:{key}@host/v1"
+    (found,) = problems(BASE, f"judge.endpoint.url={url}", "judge.endpoint.model=m")
+    assert "judge.endpoint.url holds a user or a password" in found and "secret" not in found
+
+
+def test_the_judge_of_the_rounds_comes_before_the_one_of_collect_and_evaluate() -> None:
+    functions = [*VALID, *ADAPTS, "judge.function=a:b", "judge.labeler=a:c"]
+    endpoint = ["judge.endpoint.url=http://h/v1", "judge.endpoint.model=m"]
+    kinds = {"model": ["judge.model=m"], "endpoint": endpoint, "file": ["judge.file=a.jsonl"], "labeler": []}
+    for kind, keys in kinds.items():
+        assert load_config(BASE, [*functions, *keys]).judge.compares == kind
+    assert load_config(BASE, VALID).judge.compares is None
+    assert load_config(BASE, [*VALID, *ADAPTS, "judge.file=a.jsonl"]).judge.compares == "file"
 
 
 def test_weights_are_numbers_and_may_be_negative() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import pytest
 
 from common.config import JudgeConfig
 from common.config_file import BASE, load_config
-from common.judge import JudgeError, JudgeItem, Labels, PairItem, Preference, pair_item
+from common.judge import JudgeError, JudgeItem, Labels, PairItem, Preference, Verdict, pair_item
 from common.types import Message
-from driver.labels import LabelBook, LabelError, make_judge, one_by_one
+from driver.labels import Keep, LabelBook, LabelError, make_judge, one_by_one
 
 GOLD = f"{__name__}:gold_by_length"
 LABELER = f"{__name__}:label_by_length"
@@ -136,6 +137,17 @@ def test_the_labeler_comes_first_and_its_seed_from_the_content() -> None:
         ask(config(GOLD, LABELER), pair("p"), seed)
     ask(config(GOLD, LABELER), pair("q"))
     assert LABELER_SEEDS[0] == LABELER_SEEDS[1] and len(set(LABELER_SEEDS)) == 3
+
+
+def test_answers_in_another_order_come_back_in_that_of_the_items(tmp_path: Path) -> None:
+    def backwards(items: Sequence[PairItem], keep: Keep) -> None:
+        for item in reversed(items):
+            keep(item, Verdict(Counter()(item)))
+
+    items = [pair(f"p{n}") for n in range(5)]
+    bought = LabelBook(tmp_path / "labels.jsonl").buy(items, backwards)
+    assert list(bought) == [item.key for item in items]
+    assert bought == LabelBook(tmp_path / "other.jsonl").buy(items, one_by_one(Counter()))
 
 
 def test_a_failing_judge_is_named() -> None:

@@ -1,5 +1,5 @@
-"""driver/people.py, driver/pending.py and driver/round_labels.py: labels that people give. A round that waits for them, goes on when
-they have come, survives a kill, and answers that nobody can read. The adapter is a fake; the real one is fitted at the end."""
+"""driver/people.py, driver/pending.py and driver/round_labels.py: labels that people give. A round that waits for them, goes on
+when they have come, survives a kill, and answers that nobody can read. The adapter is a fake."""
 
 from __future__ import annotations
 
@@ -39,26 +39,21 @@ class Roles:
 
     def __init__(self) -> None:
         self.rewarders, self.adapters = ["rewarder"], ["adapter"]
-        self.proposed, self.fitted, self.preferences = Proposal((), (), None), [], []
+        self.fitted, self.preferences = list[Proposal](), list[dict[str, Preference]]()
         self.disks = Disks(Path(), {}, lambda *_: None)
 
-    def call(self, role: str, method: str) -> object:
-        return {"progress": NOTHING, "proposal": self.proposed}.get(method)
+    def call(self, role: str, method: str, *arguments: Any) -> object:
+        return proposed(arguments[0]) if method == "propose" else NOTHING
 
     def call_all(self, roles: list[str], method: str, *arguments: Any) -> list[object]:
-        if method == "load":
-            return [int(Path(arguments[0]).name.removeprefix("version_") or 0)]
-        if method == "restore":
-            (self.proposed,) = arguments
-        return [None]
+        return [int(Path(arguments[0]).name.removeprefix("version_") or 0)] if method == "load" else [None]
 
     def submit(self, roles: list[str], method: str, *arguments: Any) -> list[object]:
-        if method == "propose":
-            self.proposed = proposed(arguments[0])
-            return [self.proposed.items]
-        self.fitted.append(self.proposed)
-        self.preferences.append(dict(arguments[0]))
-        Path(arguments[4]).mkdir(parents=True)
+        assert method == "fit"
+        chosen, versions = arguments
+        self.fitted.append(chosen.proposal)
+        self.preferences.append(dict(chosen.preferences))
+        Path(versions.directory).mkdir(parents=True)
         return [Decision(True, "better", {"p_value": 0.01})]
 
     def poll(self, *_: object) -> bool:
@@ -267,5 +262,7 @@ def test_numbers_of_a_judge_are_in_the_decision(tmp_path: Path) -> None:
     book = LabelBook(tmp_path / "labels.jsonl")
     book.buy([pair("p")], one_by_one(lambda _: "tie"))
     assert judge_numbers(book.reasons([pair("p")]))["judge_order_disagreement"] == 0.0  # a meant tie
-    counted = RoundLabels({}, {"judge_unreadable": 3.0}).counted(Decision(True, "better", {"p_value": 0.01}))
+    counted = RoundLabels(proposed(0), {}, {"judge_unreadable": 3.0}).counted(
+        Decision(True, "better", {"p_value": 0.01})
+    )
     assert counted.numbers == {"p_value": 0.01, "judge_unreadable": 3.0} and counted.accepted
