@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from common.config_file import save_config
+from common.config_file import BASE, load_config, save_config
 from common.judge import pair_item
 from common.types import Message
 from driver.labels import question
 from tests.unit.chat_server import ChatServer, models_of
-from tests.unit.preflights import Check, make_model, make_reward_model, only
+from tests.unit.preflights import GOOD, Check, make_model, make_reward_model, only
 
 ADAPTS = ("adaptation.when=iteration", "data.preferences=pairs.jsonl")
 
@@ -92,9 +92,6 @@ def test_the_gpus_of_a_judge_are_counted(check: Check, tmp_path: Path) -> None:
 
 
 def test_where_an_endpoint_is_may_change_on_resume_and_who_judges_may_not(check: Check, server: ChatServer) -> None:
-    from common.config_file import BASE, load_config
-    from tests.unit.preflights import GOOD
-
     saved = load_config(BASE, [*GOOD, *ADAPTS, "judge.endpoint.url=http://elsewhere/v1", "judge.endpoint.model=one"])
     saved.run_dir.mkdir(parents=True)
     save_config(saved, saved.run_dir / "config.yaml")

@@ -1,9 +1,10 @@
 """driver/people.py, driver/pending.py and driver/round_labels.py: labels that people give. A round that waits for them, goes on
-when they have come, survives a kill, and answers that nobody can read. The adapter is a fake."""
+when they have come and survives a kill, and bad answers. The adapter is a fake."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from common.config_file import BASE, load_config
-from common.judge import ORDERS, TOO_LONG, UNREADABLE, PairItem, Preference, pair_item
+from common.judge import ORDERS, TOO_LONG, UNREADABLE, Labels, PairItem, Preference, pair_item
 from common.types import Message
 from driver.adaptation import RewardModels
 from driver.disks import Disks
@@ -247,15 +248,11 @@ def test_other_judges_leave_no_questions(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "rm").iterdir()] == ["version_1"]
 
 
-def labels_nothing(items: list[object], seed: int) -> Any:
-    from common.judge import Labels
-
+def labels_nothing(items: list[object], seed: int) -> Labels:
     return Labels([{} for _ in items], [])
 
 
 def test_numbers_of_a_judge_are_in_the_decision(tmp_path: Path) -> None:
-    from collections import Counter
-
     numbers = judge_numbers(Counter({"": 6, ORDERS: 2, UNREADABLE: 3, TOO_LONG: 1}))
     assert numbers == {"judge_order_disagreement": 0.25, "judge_unreadable": 3.0, "judge_too_long": 1.0}
     assert judge_numbers(Counter())["judge_order_disagreement"] == 0.0
