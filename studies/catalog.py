@@ -31,6 +31,8 @@ ROUNDS = (
     "adaptation.guard_r2=0.05",
     "adaptation.meta.prompts=8",
 )
+# Every candidate serves: what the method does to the policy, where the gate would have refused it
+UNGATED = ("adaptation.level=1", "adaptation.guard_accuracy=1", "adaptation.guard_r2=1")
 ADAPTATION, SHARED = "studies.adaptation:measure", ("sft", "reward_model", "frozen_run")
 HACKED = "judge.labeler=studies.labelers:hacked"
 
@@ -121,6 +123,12 @@ STUDIES = (
             _rounds("ocrm"),
             _rounds("labelled", "adaptation.fit_pairs=64", name="labelled_64"),
             _rounds("labelled", "adaptation.fit_pairs=256", name="labelled_256"),
+            _rounds("none", *UNGATED, name="none_ungated"),
+            _rounds("literal", "adaptation.meta.size=0.05", *UNGATED, name="literal_ungated"),
+            _rounds("joint", "adaptation.meta.weight=0.5", *UNGATED, name="joint_ungated"),
+            _rounds("look_ahead", "adaptation.meta.size=0.1", *UNGATED, name="look_ahead_ungated"),
+            _rounds("labelled", "adaptation.fit_pairs=64", *UNGATED, name="labelled_64_ungated"),
+            _rounds("labelled", "adaptation.fit_pairs=256", *UNGATED, name="labelled_256_ungated"),
         ),
         page="docs/studies.md",
     ),
