@@ -39,7 +39,7 @@ def play(ranks: int, out: Path) -> list[dict[str, Tensor]]:
         for rank in range(ranks)
     ]
     for process in started:
-        _, errors = process.communicate(timeout=240)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors[-3000:]
     return [load_file(out / f"rank{rank}.safetensors") for rank in range(ranks)]
 
