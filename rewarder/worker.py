@@ -2,7 +2,8 @@
 
 A thread takes groups from `{run}:rollouts`, scores each by the reward model in place, hands it on to `{run}:scored`.
 A group shares no forward pass with another, so its scores do not depend on which other groups were waiting: repeated runs
-are bit-identical. The driver switches reward models between groups and brings the references of each iteration.
+are bit-identical. The driver brings the references of each iteration, and switches reward models between groups: while it
+has scoring paused, so that no group is scored by one version against the references of another.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from common.types import FloatArray, Message, Reward, RolloutGroup, ScoredGroup
 from rewarder.aggregate import center_and_scale, combined_scores, rewards
 from rewarder.aggregation import aggregation_of, check_live_groups
 from rewarder.model import GatedRewardModel
+from rewarder.pause import Pause
 from rewarder.references import reference_value
 from rewarder.scoring import ConversationTooLong, score_responses
 
@@ -57,6 +59,7 @@ class RewarderWorker:
         self._references: Mapping[str, FloatArray] = {}
         self._reference_version = ""
         self._lock = threading.Lock()
+        self._pause = Pause()
         self._failure: BaseException | None = None
         self._busy_s, self._groups = 0.0, 0
         torch.set_num_threads(config.threads)
@@ -91,6 +94,14 @@ class RewarderWorker:
         """The references of the iteration that starts; `version` is their key."""
         with self._lock:
             self._references, self._reference_version = references, version
+
+    def pause(self) -> None:
+        """Once this returns, no group is scored until `resume`: one in hand was finished and handed on, others wait."""
+        self._pause.begin()
+
+    def resume(self) -> None:
+        """Scoring goes on after a pause."""
+        self._pause.end()
 
     def serve(self, queue: QueueAddress) -> None:
         """Starts scoring in a thread."""
@@ -131,7 +142,8 @@ class RewarderWorker:
         try:
             while True:
                 for item in self._queue.take_rollouts(self._name, 1, BLOCK_S):
-                    self._score_item(item)
+                    with self._pause.work():
+                        self._score_item(item)
         except BaseException as error:  # the thread's boundary: the driver asks `health` and stops the run
             logger.exception("rewarder %s stopped scoring", self._name)
             self._failure = error
