@@ -25,7 +25,7 @@ def with_absolute_sources(config: Config) -> Config:
     """The configuration as roles get it, whose working directory is another: local models, data and the feature cache by
     absolute paths."""
     policy, rewarder, data, learner, judge = config.policy, config.rewarder, config.data, config.learner, config.judge
-    training, cache = learner.reward_model, learner.reward_model.feature_cache
+    adaptation, training, cache = config.adaptation, learner.reward_model, learner.reward_model.feature_cache
     return replace(
         config,
         policy=replace(policy, model=policy.model and absolute(policy.model)),
@@ -35,6 +35,7 @@ def with_absolute_sources(config: Config) -> Config:
         learner=replace(
             learner, reward_model=replace(training, feature_cache=cache and str(Path(cache).expanduser().resolve()))
         ),
+        adaptation=replace(adaptation, ensemble=adaptation.ensemble and absolute(adaptation.ensemble)),
     )
 
 

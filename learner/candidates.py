@@ -45,6 +45,11 @@ class Proposal:
         return [*self.fit, *self.evidence]
 
 
+def round_seed(run_seed: int, number: int) -> int:
+    """The seed of a round, by its number from 0: a look before it draws the same pairs."""
+    return run_seed * 1009 + number
+
+
 def propose(
     groups: Sequence[ScoredGroup], fit_pairs: int, evidence_pairs: int, held_out_fraction: float, seed: int
 ) -> Proposal:

@@ -27,7 +27,8 @@ from learner import reward_data
 from learner.adapt import Data, adapt
 from learner.adaptation_fit import Method
 from learner.calibration import preference_column
-from learner.candidates import Proposal, judged_sets, propose, unlabelled_sets
+from learner.candidates import Proposal, judged_sets, propose, round_seed, unlabelled_sets
+from learner.disagreement import of_ensemble
 from learner.engine import init_process_group
 from learner.evidence import Decision
 from learner.own_host import own_host
@@ -129,6 +130,13 @@ class RmAdapter(Watched):
             self._rank,
         )
 
+    def disagreement(self, first_slot: int) -> float | None:
+        """Of adaptation.ensemble's members on the newest groups from first_slot on; None where there are none."""
+        self._read(first_slot)
+        newest, ensemble = sorted(self._groups)[-self._settings.drift.pairs :], self._settings.ensemble
+        assert ensemble is not None, "the configuration asks for an ensemble"
+        return of_ensemble([self._groups[slot] for slot in newest], ensemble, self._rewarder, self._device)
+
     def _read(self, first_slot: int) -> None:
         """Takes in what the stream has gained, and keeps the newest groups from first_slot on up to a bound."""
         while records := self._queue.read_scored(self._cursor, READ_RECORDS, 0.0):
@@ -162,7 +170,7 @@ class RmAdapter(Watched):
         return [sets[index] for index in sorted(order[:MOST_ORIGINAL_PROMPTS])]
 
     def _seed(self, number: int) -> int:
-        return self._config.run.seed * 1009 + number
+        return round_seed(self._config.run.seed, number)
 
 
 def _facts(data: Data, chosen: Round) -> dict[str, float | None]:
