@@ -6,13 +6,15 @@ Called by common/config_checks.py; each problem becomes one line that says what 
 from __future__ import annotations
 
 from common.config import CACHED_TIERS, GATELESS, Config
+from common.round_times import due_steps, seen_since
 
 
 def wrong_adaptation(config: Config) -> list[str]:
     """One line for each contradiction; nothing where the reward model is not adapted."""
     if not config.adaptation.enabled:
         return []
-    return [*_nothing_to_hold(config), *_no_judge(config), *_wrong_method(config), *_too_few_pairs(config)]
+    found = [*_nothing_to_hold(config), *_no_judge(config), *_wrong_method(config), *_too_few_pairs(config)]
+    return [*found, *_never_due(config), *_wrong_drift(config)]
 
 
 def _no_judge(config: Config) -> list[str]:
@@ -51,12 +53,48 @@ def _too_few_pairs(config: Config) -> list[str]:
     most = min(adaptation.evidence_pairs, seen // 2)
     if adaptation.min_pairs <= most:
         return []
+    ends = adaptation.when == "iteration"
+    where, since = ("an iteration's end", "") if ends else ("a round", "the one before, the iteration's start or ")
+    keys = "" if ends else "adaptation.every_steps, "
     return [
         f"adaptation.min_pairs is {adaptation.min_pairs} and a round has at most {most} pairs of evidence "
-        f"(adaptation.evidence_pairs {adaptation.evidence_pairs}; an iteration's end sees {seen} groups, those since the "
-        f"oldest checkpoint kept, of which half are evidence); lower it to {most}, or raise adaptation.evidence_pairs, "
-        "checkpoint.every_steps or checkpoint.keep"
+        f"(adaptation.evidence_pairs {adaptation.evidence_pairs}; {where} sees {seen} groups, those since "
+        f"{since}the oldest checkpoint kept, of which half are evidence); lower it to {most}, or raise "
+        f"adaptation.evidence_pairs, {keys}checkpoint.every_steps or checkpoint.keep"
     ]
+
+
+def _never_due(config: Config) -> list[str]:
+    """Too few rounds, or looks: the first look only takes the baseline."""
+    adaptation, total = config.adaptation, config.iteration.num * config.iteration.steps
+    least, what = {"steps": (1, "round"), "drift": (2, "look")}.get(adaptation.when, (0, ""))
+    if (times := len(due_steps(adaptation, config.iteration))) >= least:
+        return []
+    return [
+        f"adaptation.when is {adaptation.when} but a run of {total} steps with adaptation.every_steps {adaptation.every_steps} "
+        f"has {times} {what}s, none after its last step; at least {least} is wanted: lower adaptation.every_steps"
+    ]
+
+
+def _wrong_drift(config: Config) -> list[str]:
+    adaptation, drift, found = config.adaptation, config.adaptation.drift, []
+    if adaptation.when != "drift":
+        return []
+    if drift.signal == "gap" and not config.judge.function:
+        found.append(
+            "adaptation.drift.signal is gap but there is no judge.function, whose numbers the reward is held against; set it, "
+            "or use signal: accuracy, which needs preferences alone"
+        )
+    if drift.signal in ("accuracy", "variance") and drift.change > 1:
+        found.append(
+            f"adaptation.drift.change is {drift.change:g}, but {drift.signal} cannot fall by more than 1; use 0.05 or so"
+        )
+    if drift.signal == "accuracy" and drift.pairs > adaptation.evidence_pairs:
+        found.append(
+            f"adaptation.drift.pairs is {drift.pairs}, above adaptation.evidence_pairs {adaptation.evidence_pairs}: a round "
+            "uses the pairs of its look as evidence, and would leave some that were paid for; lower the one or raise the other"
+        )
+    return found
 
 
 def _nothing_to_hold(config: Config) -> list[str]:
@@ -78,12 +116,15 @@ def _nothing_to_hold(config: Config) -> list[str]:
 
 
 def _seen_groups(config: Config) -> int:
-    """Groups of the current iteration that the scored stream still holds at its end, in the iteration where they are fewest:
-    what the oldest checkpoint kept does not need is trimmed."""
+    """Groups that a round sees, where they are fewest: those since the last round or look and of this iteration that the scored
+    stream still holds; what the oldest checkpoint kept does not need is trimmed."""
+    times = config.adaptation, config.iteration
+    seen = (end - max([seen_since(*times, end), *_oldest_kept(config, end)]) for end in due_steps(*times))
+    return min(seen, default=config.iteration.steps) * config.learner.groups_per_step
+
+
+def _oldest_kept(config: Config, end: int) -> list[int]:
+    """The step of the oldest checkpoint that is there when step `end` ends; none before the first one."""
     steps, every, keep = config.iteration.steps, config.checkpoint.every_steps, config.checkpoint.keep
-    fewest = steps
-    for end in range(steps, steps * config.iteration.num, steps):
-        written = {end - 1 - (end - 1) % span - i * span for span in (every, steps) for i in range(keep)}
-        kept = sorted(step for step in written if step > 0)[-keep:]
-        fewest = min(fewest, end - max([end - steps, *kept[:1]]))
-    return fewest * config.learner.groups_per_step
+    written = {end - 1 - (end - 1) % span - i * span for span in (every, steps) for i in range(keep)}
+    return sorted(step for step in written if step > 0)[-keep:][:1]

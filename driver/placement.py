@@ -15,6 +15,7 @@ from typing import Literal
 import psutil
 
 from common.config import Config
+from common.round_times import due_steps
 from driver.environment import Gpu, available_cpus
 from driver.findings import Findings
 
@@ -137,7 +138,7 @@ def disk_bytes(config: Config, stages: Sequence[str], policy: int | None, reward
         return None
     checkpoints = (config.checkpoint.keep + 1) * CHECKPOINT_BYTES * policy if "iterate" in stages else 0
     sft = 4 * policy if "sft" in stages else 0
-    rounds = config.iteration.num - 1 if config.adaptation.enabled and "iterate" in stages else 0
+    rounds = len(due_steps(config.adaptation, config.iteration)) if "iterate" in stages else 0
     made = ("reward_model" in stages) * (1 + config.learner.reward_model.baseline)
     rm = 4 * (rewarder or policy) * (rounds + made + ("export" in stages))  # the export has a copy
     export = 4 * policy if "export" in stages else 0
