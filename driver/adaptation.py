@@ -1,12 +1,11 @@
 """The reward model in place, and the rounds that may replace it (law 6: a candidate must prove itself).
 
     propose (adapter: pairs of the policy's newest samples) -> judge (labels.jsonl) -> fit (adapter: candidate, decision)
-      accepted:  rm/version_N is renamed into place whole, the rewarders load it between groups, and the references of
-                 the next iteration are taken under it
-      discarded: rm/rejected_iteration_I.json says why; what serves stays as it was
+      accepted:  rm/version_N is renamed into place whole, and the rewarders switch to it (`switch`)
+      discarded: rm/rejected_round_N.json says why; what serves stays as it was
 
-Owned by driver/loop.py, called at the end of an iteration; waits for the judge, but not for people (driver/round_labels.py).
-A round that a kill cut off is done again with the same labels: only a checkpoint says which version serves, and a version
+Owned by driver/loop.py; driver/round_times.py says when. Waits for the judge, but not for people (driver/round_labels.py). A
+round that a kill cut off is done again with the same labels: only a checkpoint says which version serves, and a version
 directory that none names is replaced.
 """
 
@@ -14,6 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -50,6 +50,9 @@ class RewardModels:
         self._labelling = Labelling(config, cluster, run)
         self.adapted = ""  # relative to the run's directory; empty while the first one serves
         self.version = 0
+        self.on_switch: Callable[[], None] = lambda: (
+            None
+        )  # brings the references under the version that was just loaded
 
     @property
     def served(self) -> str:
@@ -63,31 +66,42 @@ class RewardModels:
         answers = self._cluster.call_all(self._cluster.rewarders, "load", self.served, self._revision())
         self.version = int(answers[0])
 
+    def switch(self, adapted: str) -> None:
+        """Puts a version and references under it in place while no group is scored: one that is being scored is finished by
+        the version before, one that waits is scored by this one. After an error scoring stays paused, and the run ends."""
+        self._cluster.disks.share(served_model(self._run, self._first, adapted))  # before the pause: this may take long
+        self._cluster.call_all(self._cluster.rewarders, "pause")
+        self.load(adapted)
+        self.on_switch()
+        self._cluster.call_all(self._cluster.rewarders, "resume")
+
     def connect(self, address: QueueAddress, files: LabelFiles) -> None:
         """Gives the adapter, if there is one, the scored stream and the original data."""
         self._files = files
-        for source in files.all() if self._cluster.adapters else ():
+        sources = (*files.all(), self._config.adaptation.ensemble)
+        for source in sources if self._cluster.adapters else ():
             self._cluster.disks.share(source)
         self._cluster.call_all(self._cluster.adapters, "set_original", files)
         self._cluster.call_all(self._cluster.adapters[:1], "connect", address)
 
-    def round(self, iteration: int, first_slot: int) -> dict[str, float | None]:
-        """One round on the samples since first_slot; the names of the step line. Nothing where nothing is adapted."""
+    def round(self, number: int, first_slot: int) -> dict[str, float | None]:
+        """One round, the run's `number`th from 0, on the samples since first_slot; the names of the step line. Nothing where
+        nothing is adapted."""
         adapters = self._cluster.adapters
         if not adapters:
             return {}
-        say(f"  reward model round {iteration + 1}")
-        labels = self._labelling.of_round(iteration, first_slot)
+        say(f"  reward model round {number + 1}")
+        labels = self._labelling.of_round(number, first_slot)
         if labels is None:  # people have not answered yet
             return {}
-        chosen = Round(iteration, labels.proposal, labels.preferences, self._pair_weights())
+        chosen = Round(number, labels.proposal, labels.preferences, self._pair_weights())
         aside = self._run / "rm" / "candidate"
         shutil.rmtree(aside, ignore_errors=True)
         with self._cluster.disks.writing(aside) as target:
             versions = Versions(self.served, self._revision(), self.version + 1, target)
             decision = labels.counted(follow(self._cluster, adapters, "fit", chosen, versions))
-        self._keep(decision, iteration, aside)
-        self._labelling.settle(iteration)
+        self._keep(decision, number, aside)
+        self._labelling.settle(number)
         return _metrics(decision)
 
     def _pair_weights(self) -> list[float] | None:
@@ -98,28 +112,28 @@ class RewardModels:
         ratios: FloatArray = self._cluster.call_all(self._cluster.learners, "pair_log_ratios", self._files.pairs)[0]
         return pair_weights(ratios, ocrm.strength, ocrm.mixture).tolist()
 
-    def _keep(self, decision: Decision, iteration: int, aside: Path) -> None:
+    def _keep(self, decision: Decision, number: int, aside: Path) -> None:
         """Commits and serves an accepted candidate, or writes down why there is none."""
         final = self._run / "rm" / f"version_{self.version + 1}"
-        rejected = self._run / "rm" / f"rejected_iteration_{iteration + 1}.json"
-        record = self._record(decision, iteration)
+        rejected = self._run / "rm" / f"rejected_round_{number + 1}.json"
+        record = self._record(decision, number)
         if decision.accepted:
             (aside / "decision.json").write_text(record)
             commit(aside, final)
             rejected.unlink(missing_ok=True)
-            self.load(str(final.relative_to(self._run)))
+            self.switch(str(final.relative_to(self._run)))
         else:
             shutil.rmtree(final, ignore_errors=True)  # of an accepted round that was killed before its checkpoint
             write_whole(rejected, record)
         outcome = f"version {self.version} serves" if decision.accepted else f"discarded, version {self.version} stays"
         say(f"  {outcome}: {decision.reason}")
 
-    def _record(self, decision: Decision, iteration: int) -> str:
+    def _record(self, decision: Decision, number: int) -> str:
         """decision.json: what was decided, on what, by which rules."""
         values = {
             "accepted": decision.accepted,
             "reason": decision.reason,
-            "iteration": iteration + 1,
+            "round": number + 1,
             "served_version": self.version,
             "candidate_version": self.version + 1,
             "numbers": decision.numbers,

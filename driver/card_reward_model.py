@@ -104,8 +104,8 @@ def _read_decision(path: Path) -> dict[str, Any] | None:
 
 def _adapted(decision: Mapping[str, Any]) -> str:
     return (
-        f"It was adapted from version {decision['served_version']} to the policy's own samples at the end of iteration "
-        f"{decision['iteration']} (tier {decision['adaptation']['tier']}), and accepted on labels that it was not fitted on, "
+        f"It was adapted from version {decision['served_version']} to the policy's own samples in round "
+        f"{decision['round']} (tier {decision['adaptation']['tier']}), and accepted on labels that it was not fitted on, "
         f"before and after: {decision['reason']}. `decision.json` has every number."
     )
 

@@ -4,7 +4,7 @@
 
         admit slots (window) -> actors sample -> rewarders score -> learner trains -> weights published and verified
 
-    and at its end, where adaptation.when says so, a round of the reward model (driver/adaptation.py)
+    and after a step, where adaptation.when says so, a round of the reward model (driver/round_times.py)
 
 Owned by driver/stages.py (stage iterate). Slots, steps and the window are defined in common/ledger.py. With max_staleness 0
 the parts take turns; with more the actors sample ahead while the rewarders score and the learner trains, and weights are
@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from actors.prompts import shard
 from common.address import QueueAddress
-from common.config import Config, term_names
+from common.config import Config
 from common.ledger import Ledger, window_end
 from common.metrics import StepLog
 from common.queue import Queue
@@ -29,35 +29,18 @@ from common.types import Prompt
 from driver import checkpoint
 from driver.adaptation import RewardModels
 from driver.cluster import Cluster, RoleError
+from driver.drift import DriftWatch
 from driver.evaluation import judge_policy
-from driver.progress import say
+from driver.loop_state import LoopState, read_loop_state
+from driver.progress import StepClock, say
 from driver.publish import Publisher
-from driver.references import References, load_references, references_key, sample_references
+from driver.reference_pass import ReferencePass
+from driver.round_times import RoundTimes
 from driver.step_lines import StepLines
-from rewarder.aggregation import aggregation_of
 
 COLLECT_S = 1.0
 HEALTH_EVERY_S = 5.0
 MAX_DROPPED_SHARE = 0.2
-NO_REFERENCES = "none"  # the reference version of an aggregation that centres on nothing
-
-
-@dataclass
-class LoopState:
-    """Where the loop is; part of every checkpoint. first_slot is the current iteration's; reward_model the adapted version
-    that serves, relative to the run's directory, empty while it is the one that the loop began with."""
-
-    step: int = 0
-    iteration: int = 0
-    first_slot: int = 0
-    dropped: dict[int, str] = field(default_factory=dict)
-    reward_model: str = ""
-
-
-def read_loop_state(found: Path) -> LoopState:
-    """The state in a verified checkpoint."""
-    saved = checkpoint.read_state(found)
-    return LoopState(**{**saved, "dropped": {int(slot): reason for slot, reason in saved["dropped"].items()}})
 
 
 @dataclass(frozen=True)
@@ -85,11 +68,13 @@ class Loop:
         self._config, self._cluster, self._queue, self._address, self._paths = config, cluster, queue, address, paths
         self._prompts, self._rm = prompts, reward_models
         self._publisher = Publisher(cluster, paths.anchor_directory, prompts, config.actors.sync_tolerance)
+        self._references = ReferencePass(config, cluster, self._publisher, paths.run, paths.anchor)
+        self._rounds = RoundTimes(config, reward_models, DriftWatch(config, cluster, queue, paths.run))
+        reward_models.on_switch = self._references_again
         self._samples = StepLog(paths.run / "samples.jsonl")
         self._checkpoints = paths.run / "checkpoints"
         self._state, self._admitted, self._tokens = LoopState(), 0, (0.0, 0.0)
         self._sync_difference = 0.0
-        self._coverage: dict[str, float] = {}
         self._checkpoint_s = 0.0  # of the checkpoint since the last step line
 
     def run(self, eval_prompts: Sequence[Prompt]) -> LoopState:
@@ -131,9 +116,7 @@ class Loop:
         state, config = self._state, self._config
         say(f"iteration {state.iteration + 1}/{config.iteration.num}")
         part = shard(self._prompts, state.iteration, config.iteration.num, config.run.seed)[: self._shard_size()]
-        references, key = self._references(part)
-        self._coverage = dict(zip(self._terms(), references.coverage, strict=False))  # nothing where nothing is centred
-        self._cluster.call_all(self._cluster.rewarders, "set_references", references.values, key)
+        self._references.begin(part, self._rm.served)
         self._cluster.call_all(self._cluster.actors, "set_iteration", self._cluster.put(part), state.first_slot)
         if reset and state.iteration > 0 and config.iteration.policy_start == "reset":
             self._cluster.call_all(self._cluster.learners, "reset_policy", self._paths.anchor)
@@ -145,38 +128,38 @@ class Loop:
             _say_gold(0, gold)
 
     def _step(self) -> None:
-        state, started = self._state, time.monotonic()
+        state, clock = self._state, StepClock()
         self._await_batch()
-        waited = time.monotonic()
+        clock.ends("wait")
         results = self._cluster.call_all(self._cluster.learners, "train", state.step + 1)
-        trained = time.monotonic()
+        clock.ends("train")
         state.step += 1
         status = self._cluster.call_all(self._cluster.learners, "collect", 0.0)[0]
         sync = self._publisher.policy(state.step)
-        self._sync_difference = sync.max_logprob_diff
-        published = time.monotonic()
-        state.dropped = status.dropped
+        self._sync_difference, state.dropped = sync.max_logprob_diff, status.dropped
+        clock.ends("publish")
+        place = self._place()
+        if self._config.iteration.max_staleness > 0:
+            self._admit()  # sampling goes on beside a round; where the parts take turns, nothing is in flight at its switch
+        gold = self._gold() if self._is_last_of_iteration else None
+        clock.ends("judge")
+        adapted = self._rounds.after_step(state, status.next_slot)
+        clock.ends("adapt")
         self._admit()
-        last_of_iteration = state.step == (state.iteration + 1) * self._config.iteration.steps
-        gold = self._gold() if last_of_iteration else None
-        judged = time.monotonic()
-        adapted = self._adapt() if last_of_iteration else {}
-        ended = time.monotonic()
-        times = {"wait": waited - started, "train": trained - waited, "publish": published - trained}
-        times |= {"judge": judged - published, "adapt": ended - judged, "checkpoint": self._checkpoint_s}
-        times["step"] = ended - started
-        self._log({**results[0].metrics, **adapted, "sync/step_size": sync.step_size}, results[0].samples, times, gold)
+        measured = {**place, **results[0].metrics, **adapted, "sync/step_size": sync.step_size, "gold/mean": gold}
+        self._log(measured, results[0].samples, {**clock.parts, "checkpoint": self._checkpoint_s, "step": clock.total})
         self._checkpoint_s = 0.0
-        if state.step % self._config.checkpoint.every_steps == 0 and not last_of_iteration:
+        if state.step % self._config.checkpoint.every_steps == 0 and not self._is_last_of_iteration:
             self._checkpoint()  # after the line: a resume removes lines that are ahead, and cannot make one that is missing
 
-    def _adapt(self) -> dict[str, float | None]:
-        """A round of the reward model, but for the last iteration, which nothing follows; what the step line says of it."""
-        if self._state.iteration + 1 == self._config.iteration.num:
-            return {}
-        metrics = self._rm.round(self._state.iteration, self._state.first_slot)
-        self._state.reward_model = self._rm.adapted
-        return metrics
+    def _references_again(self) -> None:
+        """Under a version that is switched to; at the end of an iteration no group is left, and the next one has its own."""
+        if not self._is_last_of_iteration:
+            self._references.again(self._rm.served)
+
+    @property
+    def _is_last_of_iteration(self) -> bool:
+        return self._state.step == (self._state.iteration + 1) * self._config.iteration.steps
 
     def _end_iteration(self) -> None:
         self._state.iteration += 1
@@ -257,20 +240,6 @@ class Loop:
 
     # ---- records ------------------------------------------------------------------------------------------------------
 
-    def _references(self, part: Sequence[Prompt]) -> tuple[References, str]:
-        """r_ref of each prompt and their key; kept ones, else sampled; none where the aggregation needs none."""
-        if not aggregation_of(self._config.aggregation, self._config.rewarder.objectives).needs_reference:
-            return References(), NO_REFERENCES
-        directory = self._paths.run / "references"
-        key = references_key(self._config, part, self._paths.anchor, self._rm.served)
-        kept = load_references(directory, key)
-        if kept is not None:
-            return kept, key
-        return sample_references(self._cluster, self._publisher, self._config, part, directory, key), key
-
-    def _terms(self) -> list[str]:
-        return term_names(asdict(self._config.aggregation), self._config.rewarder.objectives)
-
     def _shard_size(self) -> int:
         """Prompts of one iteration: no more than it has slots."""
         return self._config.iteration.steps * self._config.learner.groups_per_step
@@ -300,23 +269,21 @@ class Loop:
         cursor = checkpoint.read_json(oldest / "learner.json")["ledger"]["cursor"]
         self._queue.trim_scored(cursor)
 
-    def _log(
-        self, metrics: dict[str, Any], samples: list[dict[str, object]], times: dict[str, float], gold: float | None
-    ) -> None:
+    def _log(self, metrics: dict[str, Any], samples: list[dict[str, object]], times: dict[str, float]) -> None:
         tokens, busy = self._check_health()
         speed = (tokens - self._tokens[0]) / max(busy - self._tokens[1], 1e-9)
         self._tokens = (tokens, busy)
         depths = {f"queue/{name}": depth for name, depth in self._queue.depths().items()}
         named = {f"time/{part}_s": seconds for part, seconds in times.items()}
-        extra = {"gold/mean": gold, "sync/max_logprob_diff": self._sync_difference, "rollout/tokens_per_s": speed}
-        self._lines.write(self._state.step, {**self._place(), **metrics, **depths, **extra, **named})
+        extra = {"sync/max_logprob_diff": self._sync_difference, "rollout/tokens_per_s": speed}
+        self._lines.write(self._state.step, {**metrics, **depths, **extra, **named})
         for sample in samples:
             self._samples.write(self._state.step, sample)
         self._say_step(metrics, times["step"])
 
     def _place(self) -> dict[str, float]:
-        """Where the line belongs: the iteration, the policy, and how the iteration's references lie."""
-        coverage = {f"reference/coverage/{term}": share for term, share in self._coverage.items()}
+        """Where the line belongs: the iteration, the policy, and how the references lie that the step was scored against."""
+        coverage = {f"reference/coverage/{term}": share for term, share in self._references.coverage.items()}
         return {"iteration": self._state.iteration + 1, "policy/version": self._state.step, **coverage}
 
     def _say_step(self, metrics: dict[str, Any], seconds: float) -> None:

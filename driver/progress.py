@@ -42,6 +42,24 @@ class Progress:
         say(f"  {self._what}: {done}/{self._total} {self._unit}, {left}{shown}")
 
 
+class StepClock:
+    """How long the parts of a step took, one after the other from its start, in seconds."""
+
+    def __init__(self) -> None:
+        self._started = self._last = time.monotonic()
+        self.parts: dict[str, float] = {}
+
+    def ends(self, part: str) -> None:
+        """What came since the part before was this one."""
+        now = time.monotonic()
+        self.parts[part], self._last = now - self._last, now
+
+    @property
+    def total(self) -> float:
+        """Up to the end of the last part."""
+        return self._last - self._started
+
+
 def fail(problems: str, code: int = 2) -> NoReturn:
     """Prints errors to stderr and ends the process."""
     print(problems, file=sys.stderr, flush=True)

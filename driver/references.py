@@ -1,14 +1,15 @@
 """The references pass: what the anchor would answer, so that rewards mean "better than that".
 
 At the start of an iteration the engines hold the anchor and sample K responses to every prompt of the shard; the rewarders
-turn them into r_ref per prompt and term (of a term with a canned response, the score of that). Samples and values are kept
-under a key of everything they depend on: a resumed run finds them again, another reward model, template or sampling does not.
-An aggregation that centres on nothing (weighted_sum, zscore, absolute) has no such pass.
+turn them into r_ref per prompt and term (of a term with a canned response, the score of that). Both are kept, each under a key
+of everything it depends on: a resumed run finds them again; another anchor, template or sampling finds neither, another reward
+model or aggregation finds the samples. Called by driver/reference_pass.py.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -39,19 +40,29 @@ class References:
     coverage: tuple[float, ...] = ()
 
 
-def references_key(config: Config, shard: Sequence[Prompt], anchor: str, reward_model: str) -> str:
-    """The key of this shard's references."""
+Facts = dict[str, str]
+
+
+def shard_facts(config: Config, shard: Sequence[Prompt], anchor: str) -> Facts:
+    """What the anchor's samples of a shard depend on."""
     sampling = {"temperature": config.actors.temperature, "top_p": config.actors.top_p, "seed": config.run.seed}
-    return reference_key(
-        {
-            "rm_hash": model_hash(reward_model),
-            "aggregation": str(sorted(asdict(config.aggregation).items())),
-            "anchor_hash": model_hash(anchor),
-            "sampling": str((config.aggregation.references_per_prompt, config.actors.max_response_tokens, sampling)),
-            "template": hashlib.sha256(b"".join(prompt.token_ids.tobytes() for prompt in shard)).hexdigest(),
-            "prompt_ids": " ".join(prompt.prompt_id for prompt in shard),
-        }
-    )
+    return {
+        "anchor_hash": model_hash(anchor),
+        "sampling": str((config.aggregation.references_per_prompt, config.actors.max_response_tokens, sampling)),
+        "template": hashlib.sha256(b"".join(prompt.token_ids.tobytes() for prompt in shard)).hexdigest(),
+        "prompt_ids": " ".join(prompt.prompt_id for prompt in shard),
+    }
+
+
+def samples_key(facts: Facts) -> str:
+    """The key of a shard's samples, whatever scores them."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def values_key(config: Config, facts: Facts, reward_model: str) -> str:
+    """The key of r_ref of a shard under a reward model."""
+    aggregation = str(sorted(asdict(config.aggregation).items()))
+    return reference_key({**facts, "rm_hash": model_hash(reward_model), "aggregation": aggregation})
 
 
 def load_references(directory: Path, key: str) -> References | None:
@@ -63,28 +74,49 @@ def load_references(directory: Path, key: str) -> References | None:
         return References(values, tuple(stored["coverage"].tolist()))
 
 
-def sample_references(
-    cluster: Cluster, publisher: Publisher, config: Config, shard: Sequence[Prompt], directory: Path, key: str
-) -> References:
-    """Samples and scores the references of a shard and keeps them under `key`; says what the transform will make of them."""
+def load_samples(directory: Path, key: str, shard: Sequence[Prompt]) -> list[ReferenceSamples] | None:
+    """The anchor's samples of the shard kept under `key`, or None."""
+    if not (path := directory / f"{key}.jsonl").is_file():
+        return None
+    with path.open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    kept = zip(shard, rows, strict=True)
+    return [ReferenceSamples(prompt.prompt_id, prompt.messages, tuple(row["responses"])) for prompt, row in kept]
+
+
+def keep_samples(directory: Path, key: str, samples: Sequence[ReferenceSamples]) -> None:
+    """One row a prompt; whole or not at all."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rows = [{"prompt_id": sample.prompt_id, "responses": list(sample.responses)} for sample in samples]
+    write_jsonl(directory / f"{key}.jsonl", rows)
+
+
+def sample_shard(
+    cluster: Cluster, publisher: Publisher, config: Config, shard: Sequence[Prompt]
+) -> list[ReferenceSamples]:
+    """K samples of the anchor for each prompt; the engines then hold the anchor and serve nothing."""
     publisher.anchor()
     count, progress = config.aggregation.references_per_prompt, Progress("references", len(shard), "prompts")
-    scored: dict[str, ScoredReference] = {}
-    rows: list[dict[str, object]] = []
+    found: list[ReferenceSamples] = []
     for start in range(0, len(shard), CHUNK_PROMPTS * config.actors.num):
         part = shard[start : start + CHUNK_PROMPTS * config.actors.num]
-        samples = _samples(part, sample_prompts(cluster, part, count, config.run.seed, "references"))
-        scored.update(_score(cluster, samples))
-        rows += [{"prompt_id": sample.prompt_id, "responses": list(sample.responses)} for sample in samples]
+        found += _samples(part, sample_prompts(cluster, part, count, config.run.seed, "references"))
+        progress.advance(len(part))
+    return found
+
+
+def score_samples(cluster: Cluster, config: Config, samples: Sequence[ReferenceSamples]) -> References:
+    """r_ref by the reward model in place; says what the transform will make of them."""
+    progress = Progress("references scored", len(samples), "prompts")
+    scored: dict[str, ScoredReference] = {}
+    for start in range(0, len(samples), CHUNK_PROMPTS * config.rewarder.num):
+        part = samples[start : start + CHUNK_PROMPTS * config.rewarder.num]
+        scored.update(_score(cluster, part))
         progress.advance(len(part))
     z = np.concatenate([reference.z for reference in scored.values()])
-    found = References({name: reference.value for name, reference in scored.items()}, covered(z))
     for line in describe(z, term_names(asdict(config.aggregation), config.rewarder.objectives), config.aggregation):
         say(f"  {line}")
-    directory.mkdir(parents=True, exist_ok=True)
-    write_jsonl(directory / f"{key}.jsonl", rows)
-    keep_references(directory, key, found)
-    return found
+    return References({name: reference.value for name, reference in scored.items()}, covered(z))
 
 
 def covered(z: FloatArray) -> tuple[float, ...]:

@@ -29,7 +29,8 @@ from driver.commands import run_evaluate_rm, run_explain
 from driver.evaluation import format_table, gold_table
 from driver.export import Export, is_current
 from driver.long_calls import follow
-from driver.loop import Loop, Paths, read_loop_state
+from driver.loop import Loop, Paths
+from driver.loop_state import read_loop_state
 from driver.measures import format_accuracy, summary_without_judge
 from driver.placement import DTYPE_BYTES, num_parameters
 from driver.preferences import run_preferences

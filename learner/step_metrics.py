@@ -21,6 +21,7 @@ def group_metrics(
     values = np.array([[reward.value for reward in group.rewards] for group in groups])
     terms_seen = np.array([reward.terms for reward in rewards])
     staleness = [policy_version - rollout.oldest_version for rollout in rollouts]
+    versions = {group.rm_version for group in groups}
     mixed = [len(rollout.version_spans) > 1 for rollout in rollouts]
     return {
         "reward/mean": float(values.mean()),
@@ -34,7 +35,8 @@ def group_metrics(
         "rollout/mixed_versions_frac": float(np.mean(mixed)),
         "staleness/mean": float(np.mean(staleness)),
         "staleness/max": float(np.max(staleness)),
-        "rm/version": float(groups[0].rm_version),
+        "rm/version": float(max(versions)),  # the newest, where a switch was in the middle of the step
+        "rm/versions": float(len(versions)),
     }
 
 

@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from actors.engine import Engine
+from common.config_checks import CHOICES
 from common.config_file import load_config
 from common.metrics import read_rows, step_names
 from common.types import FloatArray
@@ -146,6 +147,7 @@ def test_every_value_of_a_step_line_is_scraped_while_the_run_works(first: Path, 
     series = {series_of(name, OBJECTIVES): [row.get(name) for row in rows] for row in rows for name in row}
     assert all(value in series[key] for key, value in found.items())
     rounds = {series_of(f"rm/{name}", ()) for name in (*ROUND_NAMES, "accepted")}
+    rounds |= {series_of(f"drift/{name}", ()) for name in (*CHOICES["adaptation.drift.signal"], "baseline")}
     assert {key.metric.removeprefix(PREFIX) for key in series.keys() | rounds} == set(HELP), (
         "describe a new name, draw it in grafana.json"
     )
@@ -210,7 +212,7 @@ def test_overlap_of_two_of_each_role_keeps_the_bound_also_after_a_kill(first: Pa
     assert all("reward/term/final_score" in row for row in rows)
     calibrated = json.loads((runs / "overlap" / "rm" / "version_0" / "report.json").read_text())
     assert len(calibrated["calibration"]["temperatures"]) == 1
-    record = json.loads((runs / "overlap" / "rm" / "rejected_iteration_1.json").read_text())
+    record = json.loads((runs / "overlap" / "rm" / "rejected_round_1.json").read_text())
     assert not record["accepted"] and record["reason"] and "discarded, version 0 stays" in resumed.log.read_text()
     assert {row["rm/version"] for row in rows} == {0} and rows[4]["rm/accepted"] == 0.0
     resumed.assert_gone()

@@ -4,6 +4,7 @@ roles are in tests/e2e/test_adaptation.py."""
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from common.types import Message
 from driver import checkpoint
 from driver.adaptation import RewardModels, served_model
 from driver.disks import Disks
-from driver.loop import LoopState, read_loop_state
+from driver.loop_state import LoopState, RoundState, read_loop_state
 from learner.candidates import Proposal
 from learner.evidence import Decision
 from learner.progress import NOTHING
@@ -34,7 +35,7 @@ class Roles:
 
     def __init__(self, *decisions: Decision, version: int = 0):
         self.rewarders, self.adapters = ["rewarder"], ["adapter"] if decisions else []
-        self.decisions, self.loaded, self.fits = list(decisions), [], list[Versions]()
+        self.decisions, self.loaded, self.fits, self.verbs = list(decisions), [], list[Versions](), []
         self._version = version
         self.disks = Disks(Path(), {}, lambda *_: None)  # of one machine
 
@@ -44,6 +45,7 @@ class Roles:
         return NOTHING if method == "progress" else None
 
     def call_all(self, roles: list[str], method: str, *arguments: Any) -> list[object]:
+        self.verbs.append(method)
         if method == "load":
             self.loaded.append(arguments)
             name = Path(arguments[0]).name
@@ -91,7 +93,7 @@ def test_an_accepted_candidate_becomes_a_version_and_serves(tmp_path: Path) -> N
     assert sorted(file.name for file in version.iterdir()) == ["config.json", "decision.json"]
     record = read(version / "decision.json")
     assert record["accepted"] and (record["served_version"], record["candidate_version"]) == (0, 1)
-    assert record["adaptation"]["level"] == 0.05 and record["iteration"] == 1
+    assert record["adaptation"]["level"] == 0.05 and record["round"] == 1
     assert (rm.adapted, rm.version, rm.served) == ("rm/version_1", 1, str(version.resolve()))
     assert [arguments[0] for arguments in roles.loaded] == ["first", str(version.resolve())]
     assert (
@@ -100,14 +102,25 @@ def test_an_accepted_candidate_becomes_a_version_and_serves(tmp_path: Path) -> N
     assert not (tmp_path / "rm" / "candidate").exists()
 
 
+def test_a_switch_brings_the_references_while_no_group_is_scored(tmp_path: Path) -> None:
+    roles = Roles(YES, NO)
+    rm = models(tmp_path, roles)
+    rm.on_switch = lambda: roles.verbs.append(f"references of version {rm.version}")
+    roles.verbs.clear()
+    rm.round(0, 0)
+    assert roles.verbs == ["pause", "load", "references of version 1", "resume"]
+    rm.round(1, 0)
+    assert len(roles.verbs) == 4, "a discarded candidate disturbs nothing"
+
+
 def test_a_discarded_candidate_changes_nothing_and_says_why(tmp_path: Path) -> None:
     roles = Roles(NO)
     rm = models(tmp_path, roles)
     metrics = rm.round(1, 0)
     assert metrics["rm/accepted"] == 0.0
     assert (rm.adapted, rm.version, len(roles.loaded)) == ("", 0, 1)
-    assert [file.name for file in (tmp_path / "rm").iterdir()] == ["rejected_iteration_2.json"]
-    assert read(tmp_path / "rm" / "rejected_iteration_2.json")["reason"] == "not shown to be better"
+    assert [file.name for file in (tmp_path / "rm").iterdir()] == ["rejected_round_2.json"]
+    assert read(tmp_path / "rm" / "rejected_round_2.json")["reason"] == "not shown to be better"
 
 
 def test_versions_build_on_one_another(tmp_path: Path) -> None:
@@ -143,7 +156,7 @@ def test_a_round_that_was_killed_is_repeated_with_the_same_labels(tmp_path: Path
 def test_a_repeated_round_may_end_otherwise_and_leaves_one_record(tmp_path: Path) -> None:
     models(tmp_path, Roles(YES)).round(0, 0)
     models(tmp_path, Roles(NO)).round(0, 0)
-    assert [file.name for file in (tmp_path / "rm").iterdir()] == ["rejected_iteration_1.json"]
+    assert [file.name for file in (tmp_path / "rm").iterdir()] == ["rejected_round_1.json"]
     models(tmp_path, Roles(YES)).round(0, 0)
     assert [file.name for file in (tmp_path / "rm").iterdir()] == ["version_1"]
 
@@ -166,6 +179,9 @@ def test_a_resumed_loop_serves_the_version_of_its_checkpoint(tmp_path: Path) -> 
         checkpoint.write_checkpoint(tmp_path / "checkpoints", step, state | more, lambda _: None, 2)
     older, newer = (read_loop_state(tmp_path / "checkpoints" / f"step_{step}") for step in (3, 6))
     assert older == LoopState(3, 1, 9, {4: "long"}) and newer.reward_model == "rm/version_1"
+    state = LoopState(7, 1, 9, {}, "rm/version_1", RoundState(2, 20, [0.5], 1))
+    found = checkpoint.write_checkpoint(tmp_path / "checkpoints", 7, asdict(state), lambda _: None, 2)
+    assert read_loop_state(found) == state
     roles = Roles(NO)
     rm = models(tmp_path, roles)
     rm.load(newer.reward_model)

@@ -78,6 +78,15 @@ def test_group_metrics_by_hand() -> None:
     assert metrics["rollout/mixed_versions_frac"] == 0.0
 
 
+def test_a_step_in_which_the_reward_model_switched_says_so() -> None:
+    groups = [scored(slot, [1.0, 3.0]) for slot in range(3)]
+    assert group_metrics(groups, ["good"], ["all"], 3)["rm/versions"] == 1.0
+    mixed = [groups[0], replace(groups[1], rm_version=groups[1].rm_version + 1), groups[2]]
+    metrics = group_metrics(mixed, ["good"], ["all"], 3)
+    assert (metrics["rm/version"], metrics["rm/versions"]) == (groups[0].rm_version + 1, 2.0)
+    assert metrics["reward/mean"] == 2.0
+
+
 def spanning(slot: int, *spans: tuple[int, int]) -> ScoredGroup:
     group = scored(slot, [1.0, 3.0])
     mixed = replace(group.group.rollouts[1], version_spans=spans)
