@@ -36,6 +36,11 @@ def _wrong_method(config: Config) -> list[str]:
             f"adaptation.meta.second_order is exact but adaptation.tier {adaptation.tier} trains the backbone, which has no "
             "second derivative here; use difference (finite differences), or none"
         )
+    if (adaptation.when, adaptation.drift.signal) == ("drift", "accuracy") and config.judge.compares == "file":
+        found.append(
+            "adaptation.drift.signal is accuracy but judge.file has people judge, who answer later than a look; use another "
+            "signal, or adaptation.when: steps"
+        )
     asks = adaptation.select == "disagreement" or (adaptation.when, adaptation.drift.signal) == (
         "drift",
         "disagreement",

@@ -146,6 +146,7 @@ def test_all_problems_come_at_once() -> None:
         ((*ADAPTS, "aggregation.kind=ensemble"), "aggregation.kind ensemble has no gate; use adaptation.tier: lora"),
         ((*ADAPTS, "adaptation.evidence_pairs=50"), "a round has at most 50 pairs of evidence"),
         ((*ADAPTS, "adaptation.tier=full", "adaptation.meta.second_order=exact"), "no second derivative here"),
+        ((*ADAPTS, "adaptation.when=drift", "judge.file=labels.jsonl"), "who answer later than a look"),
         ((*ADAPTS, "adaptation.select=disagreement"), "adaptation.ensemble is null"),
         ((*ADAPTS, "adaptation.when=drift", "adaptation.drift.signal=disagreement"), "adaptation.ensemble is null"),
         ((*ADAPTS, "iteration.steps=1"), "an iteration's end sees 64 groups"),

@@ -12,8 +12,6 @@ import torch
 from transformers import AutoTokenizer
 
 from common.config_file import BASE, load_config
-from common.label_sources import LabelFiles
-from common.types import ScoredRecord
 from learner.disagreement import of_ensemble
 from learner.drift import disagreement
 from learner.preference_models import with_heads
@@ -21,7 +19,7 @@ from learner.rm_adapter import RmAdapter
 from rewarder.model import GatedRewardModel
 from rewarder.scoring import collate, render
 from tests.integration.models import tiny_policy
-from tests.unit.adaptation import samples
+from tests.unit.adaptation import Stream, samples
 
 CONFIG = ("aggregation.kind=final_score", "rewarder.dtype=float32", "judge.function=a:b")
 DRIFT = ("adaptation.when=drift", "adaptation.drift.signal=disagreement")
@@ -57,7 +55,7 @@ def test_it_is_that_of_the_members_scores(ensemble: Path) -> None:
         rendered = [render(tokenizer, prompt, rollout.response) for rollout in one.group.rollouts]
         with torch.no_grad():
             scores.append(model(*collate(rendered)).scores.numpy())
-    assert found == pytest.approx(disagreement(scores)[0], rel=1e-4) and found > 0
+    assert found is not None and found == pytest.approx(disagreement(scores)[0], rel=1e-4) and found > 0
     same = [np.repeat(score[:, :1], 3, axis=1) for score in scores]
     assert disagreement(same)[0] == pytest.approx(0, abs=1e-6)
     assert of_ensemble([], str(ensemble / "ensemble"), made, torch.device("cpu")) is None
@@ -68,26 +66,12 @@ def test_one_member_has_nobody_to_disagree_with(ensemble: Path) -> None:
         of_ensemble(samples(1), str(ensemble / "single"), settings().rewarder, torch.device("cpu"))
 
 
-class Stream:
-    def __init__(self, records: list[ScoredRecord]):
-        self._records = [(f"{i + 1:06d}-0", record) for i, record in enumerate(records)]
-
-    def connect(self) -> Stream:
-        return self
-
-    def read_scored(self, cursor: str, max_records: int, block_s: float) -> list[tuple[str, ScoredRecord]]:
-        return [(name, record) for name, record in self._records if name > cursor][:max_records]
-
-
-def test_the_adapter_looks_at_the_newest_groups_and_still_has_them_for_the_round(
-    ensemble: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("learner.rm_adapter.init_single_rank", lambda: None)
+def test_the_adapter_looks_at_the_newest_groups_and_still_has_them_for_the_round(ensemble: Path) -> None:
     config = settings(*DRIFT, f"adaptation.ensemble={ensemble}/ensemble", "adaptation.drift.pairs=6")
-    groups, made, plain = samples(40), RmAdapter(config), RmAdapter(config)
+    groups, made, plain = samples(40), RmAdapter(0, config), RmAdapter(0, config)
     for adapter in (made, plain):
         address: Any = Stream(list(groups))
-        adapter.connect(address, LabelFiles(None, None))
+        adapter.connect(address)
     newest = of_ensemble(groups[-6:], str(ensemble / "ensemble"), config.rewarder, torch.device("cpu"))
     assert made.disagreement(10) == newest and made.disagreement(10) == newest
     assert made.propose(0, 10) == plain.propose(0, 10) and made.disagreement(40) is None

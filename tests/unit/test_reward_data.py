@@ -57,7 +57,7 @@ def test_flatten_shifts_the_indices(tokenizer) -> None:
     )
     assert len(rendered) == len(ratings) == 6
     assert index.tolist() == [[0, 1], [2, 3], [4, 5]]
-    assert labels.tolist() == [[1.0, 0.0], [0.75, 0.5], [0.5, 1.0]]
+    assert labels.tolist() == [[1.0, 0.0, 1.0], [0.75, 0.5, 1.0], [0.5, 1.0, 1.0]]
     assert prompt_of.tolist() == [0, 0, 1, 1, 2, 2]
 
 

@@ -11,7 +11,7 @@ from learner.stage_1 import stage_1_losses
 from rewarder.model import RewardOutput
 
 PAIRS = torch.tensor([[0, 1], [3, 2]])
-PLAIN = torch.tensor([[1.0, 0.0]] * 2)  # target, margin
+PLAIN = torch.tensor([[1.0, 0.0, 1.0]] * 2)  # target, margin, weight
 
 
 def output(seed: int) -> RewardOutput:
