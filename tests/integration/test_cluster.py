@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,18 +12,23 @@ import ray
 from ray.util import list_named_actors
 
 from common.config_file import BASE, load_config
+from common.judge import pair_item
 from common.metrics import step_names
+from common.types import Message
 from driver.cluster import NAMESPACE, Cluster, RoleError
 from driver.gauges import Gauges
+from driver.judges import model_judge
+from driver.labels import LabelBook
 from driver.series import Series, series_of
 from tests.scrape import scrape, scrape_until
+from tests.unit.adaptation import preference, served_and_judge
 
 OBJECTIVES = ["correct", "safe"]
 
 
-def make(run: str) -> Cluster:
+def make(run: str, *overrides: str) -> Cluster:
     settings = [f"run.name={run}", "rewarder.objectives=[correct, safe]", "aggregation.kind=final_score"]
-    return Cluster(load_config(BASE, [*settings, "cluster.dashboard=false"]))
+    return Cluster(load_config(BASE, [*settings, "cluster.dashboard=false", *overrides]))
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +64,20 @@ def test_a_value_lasts_through_a_long_step(cluster: Cluster) -> None:
     assert scrape(url, "long-step") == {Series("iter_rlhf_step"): 1.0}
     repeated.close()
     once.close()
+
+
+def test_a_group_of_judges_compares_pairs(cluster: Cluster, tmp_path: Path) -> None:
+    _, model, tokenizer = served_and_judge(tmp_path / "policy")
+    model.save(tmp_path / "judge", tokenizer)
+    judged = make("judged", f"judge.model={tmp_path}/judge", "judge.num=2", "rewarder.dtype=float32")
+    judged.make_judges()
+    items = [pair_item((Message("user", f"w{n}"),), {}, f"w{n + 1} w2", f"w{n + 2} w1") for n in range(20)]
+    bought = LabelBook(tmp_path / "labels.jsonl").buy(items, model_judge(judged))
+    assert bought == {item.key: preference(model, tokenizer, item) for item in items}
+    alive: list[Any] = list_named_actors(all_namespaces=True)
+    assert {"judged/judge-0", "judged/judge-1"} <= {actor["name"] for actor in alive}
+    for role in judged.judges:
+        ray.kill(role)
 
 
 def test_roles_are_named_by_their_run_and_two_runs_of_a_name_do_not_mix(cluster: Cluster) -> None:
