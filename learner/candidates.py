@@ -9,7 +9,7 @@ truncated responses are left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,10 +50,19 @@ def round_seed(run_seed: int, number: int) -> int:
     return run_seed * 1009 + number
 
 
+Doubt = Callable[[Sequence[PairItem]], Sequence[float]]  # how little is known of each pair
+
+
 def propose(
-    groups: Sequence[ScoredGroup], fit_pairs: int, evidence_pairs: int, held_out_fraction: float, seed: int
+    groups: Sequence[ScoredGroup],
+    fit_pairs: int,
+    evidence_pairs: int,
+    held_out_fraction: float,
+    seed: int,
+    doubt: Doubt | None = None,
 ) -> Proposal:
-    """At most fit_pairs pairs to fit on and evidence_pairs pairs of evidence, of the newest groups (highest slots)."""
+    """At most fit_pairs pairs to fit on and evidence_pairs pairs of evidence, of the newest groups (highest slots). With
+    `doubt`, those to fit on are the most doubtful of all that there are; evidence is never chosen so."""
     usable: dict[bool, list[Usable]] = {False: [], True: []}
     seen: set[str] = set()
     for scored in sorted(groups, key=lambda scored: scored.group.slot, reverse=True):
@@ -62,7 +71,7 @@ def propose(
             continue
         seen.add(key)
         usable[is_evidence(prompt.messages, held_out_fraction)].append(Usable(scored, order))
-    fit = [*_rounds(usable[False])][:fit_pairs]
+    fit = _most_doubtful([*_rounds(usable[False])], doubt)[:fit_pairs]
     evidence = [(one, one.pair(0)) for one in usable[True][:evidence_pairs]]
     oldest = min((r.oldest_version for one, _ in (*fit, *evidence) for r in one.scored.group.rollouts), default=None)
     unlabelled = tuple(one.samples for one in usable[False])
@@ -90,6 +99,13 @@ def _rounds(usable: Sequence[Usable]) -> Iterator[tuple[Usable, PairItem]]:
     """Each group's first pair, then each one's second, and so on."""
     for number in range(max((len(one.order) // 2 for one in usable), default=0)):
         yield from ((one, one.pair(number)) for one in usable if len(one.order) // 2 > number)
+
+
+def _most_doubtful(found: list[tuple[Usable, PairItem]], doubt: Doubt | None) -> list[tuple[Usable, PairItem]]:
+    """By falling doubt; as they are without it."""
+    if doubt is None or not found:
+        return found
+    return [found[i] for i in np.argsort(-np.asarray(doubt([pair for _, pair in found])), kind="stable")]
 
 
 def is_evidence(messages: Sequence[Message], held_out_fraction: float) -> bool:

@@ -1,4 +1,5 @@
-"""How much the members of an ensemble disagree on groups of the policy's samples (drift.signal disagreement).
+"""How much the members of an ensemble disagree on groups of the policy's samples (drift.signal disagreement), and on pairs of
+them (adaptation.select: disagreement).
 
 Called by learner/rm_adapter.py, which has the samples and the device; the maths is learner/drift.py. The ensemble is a reward
 model whose objectives are its members; it is loaded for the look and let go.
@@ -8,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
 from common.config import RewarderConfig
-from common.types import ScoredGroup
+from common.judge import PairItem
+from common.types import FloatArray, Message, ScoredGroup
 from learner.drift import disagreement
 from rewarder.model import GatedRewardModel
 from rewarder.scoring import score_responses
@@ -23,6 +27,28 @@ def of_ensemble(
 ) -> float | None:
     """learner.drift.disagreement of the ensemble's members on all responses of the groups; None without groups. Raises
     ValueError for a model of one objective."""
+    texts = [
+        (scored.group.prompt.messages, [rollout.response for rollout in scored.group.rollouts]) for scored in groups
+    ]
+    return next(iter(disagreement(_member_scores(texts, ensemble, rewarder, device))), None)
+
+
+def of_pairs(
+    pairs: Sequence[PairItem], ensemble: str, rewarder: RewarderConfig, device: torch.device
+) -> NDArray[np.float64]:
+    """The standard deviation among the members of each pair's difference in score, [P]."""
+    texts = [(pair.messages, [pair.first, pair.second]) for pair in pairs]
+    scores = np.stack(_member_scores(texts, ensemble, rewarder, device)).astype(np.float64)
+    return (scores[:, 0] - scores[:, 1]).std(1)
+
+
+def _member_scores(
+    texts: Sequence[tuple[tuple[Message, ...], list[str]]],
+    ensemble: str,
+    rewarder: RewarderConfig,
+    device: torch.device,
+) -> list[FloatArray]:
+    """The members' scores of the responses to each prompt, [responses, members] each."""
     model = GatedRewardModel.load(ensemble, rewarder.dtype).to(device)
     if len(model.objectives) < 2:
         raise ValueError(
@@ -30,8 +56,4 @@ def of_ensemble(
             "disagree with; name a model whose objectives are members (preferences/ensemble of stage preferences)"
         )
     tokenizer, limits = AutoTokenizer.from_pretrained(ensemble), (rewarder.max_tokens, rewarder.batch_tokens)
-    scores = []
-    for scored in groups:
-        responses = [rollout.response for rollout in scored.group.rollouts]
-        scores.append(score_responses(model, tokenizer, scored.group.prompt.messages, responses, *limits)[0].numpy())
-    return next(iter(disagreement(scores)), None)
+    return [score_responses(model, tokenizer, prompt, responses, *limits)[0].numpy() for prompt, responses in texts]

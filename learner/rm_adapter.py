@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from common.address import QueueAddress
 from common.config import Config
-from common.judge import Preference
+from common.judge import PairItem, Preference
 from common.label_sources import LabelFiles
 from common.ledger import START
 from common.types import ScoredGroup
@@ -28,7 +28,7 @@ from learner.adapt import Data, adapt
 from learner.adaptation_fit import Method
 from learner.calibration import preference_column
 from learner.candidates import Proposal, judged_sets, propose, round_seed, unlabelled_sets
-from learner.disagreement import of_ensemble
+from learner.disagreement import of_ensemble, of_pairs
 from learner.engine import init_process_group
 from learner.evidence import Decision
 from learner.own_host import own_host
@@ -102,7 +102,8 @@ class RmAdapter(Watched):
     def propose_from(self, number: int, groups: Sequence[ScoredGroup]) -> Proposal:
         """The same of these groups."""
         fraction = self._config.learner.reward_model.held_out_fraction
-        return propose(groups, *self._pairs, fraction, self._seed(number))
+        doubt = self._doubt if self._settings.select == "disagreement" else None
+        return propose(groups, *self._pairs, fraction, self._seed(number), doubt)
 
     def fit(self, chosen: Round, versions: Versions) -> Decision:
         """Fits a candidate to the served model, weighs it, and writes it if it is accepted. What is served is only read."""
@@ -129,6 +130,10 @@ class RmAdapter(Watched):
             learner.gradient_checkpointing,
             self._rank,
         )
+
+    def _doubt(self, pairs: Sequence[PairItem]) -> Sequence[float]:
+        assert self._settings.ensemble is not None, "the configuration asks for an ensemble"
+        return of_pairs(pairs, self._settings.ensemble, self._rewarder, self._device).tolist()
 
     def disagreement(self, first_slot: int) -> float | None:
         """Of adaptation.ensemble's members on the newest groups from first_slot on; None where there are none."""

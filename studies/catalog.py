@@ -132,6 +132,19 @@ STUDIES = (
         ),
         page="docs/studies.md",
     ),
+    Study(
+        "policy_start",
+        "Should the policy of a new iteration go on, or start again from the anchor, where the reward model was adapted?",
+        (
+            Arm("frozen", ADAPTATION, (), ("frozen",), SHARED),
+            Arm("frozen_reset", ADAPTATION, (), ("frozen", "reset"), SHARED),
+            _rounds("labelled", "adaptation.fit_pairs=64", *UNGATED, name="labelled_64"),
+            _rounds("labelled", "adaptation.fit_pairs=64", *UNGATED, name="labelled_64_reset", options=("reset",)),
+            _rounds("labelled", "adaptation.fit_pairs=256", *UNGATED, name="labelled_256"),
+            _rounds("labelled", "adaptation.fit_pairs=256", *UNGATED, name="labelled_256_reset", options=("reset",)),
+        ),
+        page="docs/studies.md",
+    ),
 )
 
 

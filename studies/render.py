@@ -144,6 +144,7 @@ TABLES: dict[str, Callable[[Arms], str]] = {
     "planted_hack": _planted,
     "denoising": denoising_tables.tables,
     "adaptation": _matched_kl,
+    "policy_start": _matched_kl,
 }
 FIGURES: dict[str, Callable[[Path, Arms], None]] = {
     "sandbox": sandbox_check.draw,
@@ -153,4 +154,5 @@ FIGURES: dict[str, Callable[[Path, Arms], None]] = {
     "planted_hack": _planted_over_kl,
     "denoising": denoising_tables.draw,
     "adaptation": _gold_over_kl,
+    "policy_start": _gold_over_kl,
 }

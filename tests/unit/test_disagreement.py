@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer
 
 from common.config_file import BASE, load_config
-from learner.disagreement import of_ensemble
+from learner.disagreement import of_ensemble, of_pairs
 from learner.drift import disagreement
 from learner.preference_models import with_heads
 from learner.rm_adapter import RmAdapter
@@ -22,6 +22,7 @@ from tests.integration.models import tiny_policy
 from tests.unit.adaptation import Stream, samples
 
 CONFIG = ("aggregation.kind=final_score", "rewarder.dtype=float32", "judge.function=a:b")
+CPU = torch.device("cpu")
 DRIFT = ("adaptation.when=drift", "adaptation.drift.signal=disagreement")
 
 
@@ -75,3 +76,27 @@ def test_the_adapter_looks_at_the_newest_groups_and_still_has_them_for_the_round
     newest = of_ensemble(groups[-6:], str(ensemble / "ensemble"), config.rewarder, torch.device("cpu"))
     assert made.disagreement(10) == newest and made.disagreement(10) == newest
     assert made.propose(0, 10) == plain.propose(0, 10) and made.disagreement(40) is None
+
+
+def test_the_pairs_to_fit_on_may_be_those_that_the_members_agree_on_least(ensemble: Path) -> None:
+    named = f"adaptation.ensemble={ensemble}/ensemble"
+    few = settings(named, "adaptation.select=disagreement", "adaptation.fit_pairs=5", "adaptation.evidence_pairs=9")
+    groups, every = samples(60), settings(named, "adaptation.fit_pairs=500", "adaptation.evidence_pairs=9")
+    chosen, all_pairs = (RmAdapter(0, config).propose_from(0, groups) for config in (few, every))
+    doubts = of_pairs(all_pairs.fit, str(ensemble / "ensemble"), few.rewarder, CPU).tolist()
+    by_key = {pair.key: doubt for pair, doubt in zip(all_pairs.fit, doubts, strict=True)}
+    assert len(chosen.fit) == 5 and [by_key[pair.key] for pair in chosen.fit] == sorted(doubts)[::-1][:5]
+    assert chosen.evidence == all_pairs.evidence, (
+        "evidence is a random sample of the policy's pairs, whatever is fitted on"
+    )
+
+
+def test_doubt_of_a_pair_by_hand(ensemble: Path) -> None:
+    pairs = RmAdapter(0, settings("adaptation.fit_pairs=3")).propose_from(0, samples(20)).fit
+    pair = pairs[0]
+    model = GatedRewardModel.load(ensemble / "ensemble", "float32")
+    tokenizer = AutoTokenizer.from_pretrained(ensemble / "ensemble")
+    with torch.no_grad():
+        scores = model(*collate([render(tokenizer, pair.messages, text) for text in (pair.first, pair.second)])).scores
+    found = of_pairs(pairs, str(ensemble / "ensemble"), settings().rewarder, CPU)
+    assert found[0] == pytest.approx(float((scores[0] - scores[1]).numpy().std()), rel=1e-4)
