@@ -29,6 +29,11 @@ class Pause:
             self._asked = False
             self._changed.notify_all()
 
+    def wait(self) -> None:
+        """Returns when there is no pause."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._asked)
+
     @contextmanager
     def work(self) -> Iterator[None]:
         """One piece of work; waits first until there is no pause."""

@@ -141,6 +141,7 @@ class RewarderWorker:
     def _run(self) -> None:
         try:
             while True:
+                self._pause.wait()  # what is taken and not scored goes to another rewarder in time, as if this one were dead
                 for item in self._queue.take_rollouts(self._name, 1, BLOCK_S):
                     with self._pause.work():
                         self._score_item(item)

@@ -81,6 +81,7 @@ def test_what_waits_in_a_pause_is_scored_after_it_by_the_next_version(parts: tup
     stream.add(2, 3, 4)
     time.sleep(SHORT_S)
     assert len(stream.scored) == 2, "nothing is scored while paused"
+    assert stream.items.qsize() >= 2, "at most the one that it was about to take has left the queue"
     scorer.version = 1
     scorer.resume()
     assert stream.await_scored(5)[2:] == [(2, 1), (3, 1), (4, 1)], "nothing is lost, each by the new version"
