@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from studies import denoising_tables, reward_models, sandbox_check
+from studies import adaptation_tables, denoising_tables, reward_models, sandbox_check
 from studies.figures import gold_over_kl
 from studies.rows import Row, group_by_arm, read_rows
 from studies.statistics import KL_LEVELS, t_interval
@@ -135,6 +135,7 @@ CAPTIONS = {
     "reward_models": "pair accuracy by rule",
     "planted_hack": "share of responses with the planted word over KL",
     "denoising": "gains on the baseline, and right labels by strength",
+    "adaptation": "gold, proxy and accuracy over the steps, where every candidate serves",
 }
 TABLES: dict[str, Callable[[Arms], str]] = {
     "sandbox": sandbox_check.tables,
@@ -143,7 +144,7 @@ TABLES: dict[str, Callable[[Arms], str]] = {
     "aggregation": _aggregation,
     "planted_hack": _planted,
     "denoising": denoising_tables.tables,
-    "adaptation": _matched_kl,
+    "adaptation": adaptation_tables.tables,
     "policy_start": _matched_kl,
 }
 FIGURES: dict[str, Callable[[Path, Arms], None]] = {
@@ -153,6 +154,6 @@ FIGURES: dict[str, Callable[[Path, Arms], None]] = {
     "aggregation": _gold_over_kl,
     "planted_hack": _planted_over_kl,
     "denoising": denoising_tables.draw,
-    "adaptation": _gold_over_kl,
+    "adaptation": adaptation_tables.draw,
     "policy_start": _gold_over_kl,
 }
