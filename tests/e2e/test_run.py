@@ -34,9 +34,10 @@ STEPS = 6
 
 
 def timeless(path: Path) -> list[dict[str, Any]]:
-    """The step lines without what a clock measured."""
+    """The step lines without what a clock measured, and without the queue's depths, which depend on how soon a busy machine
+    acknowledges."""
     return [
-        {k: v for k, v in row.items() if not k.startswith("time/") and not k.endswith("_per_s")}
+        {k: v for k, v in row.items() if not k.startswith(("time/", "queue/")) and not k.endswith("_per_s")}
         for row in read_rows(path / "metrics.jsonl")
     ]
 
