@@ -90,7 +90,7 @@ def test_overlap_loses_nothing_at_a_switch(first: Path, launch: Launch, runs: Pa
     assert versions == sorted(versions) and versions[0] == 0 and versions[-1] >= 2
     assert all(row["rm/versions"] in (1, 2) for row in rows[1:])
     switched = sum(row.get("rm/accepted", 0) for row in rows)
-    assert versions[-1] == switched, "what serves at the end is the last version accepted"
+    assert switched - 1 <= versions[-1] <= switched, "all that was left may have been scored before the last switch"
     assert "every slot ended once (32 trained, 0 dropped)" in run.log.read_text()
     assert len(list((runs / "overlap-switch" / "references").glob("*.jsonl"))) == 2
     run.assert_gone()
