@@ -123,9 +123,7 @@ STUDIES = (
             _rounds("ocrm"),
             _rounds("labelled", "adaptation.fit_pairs=64", name="labelled_64"),
             _rounds("labelled", "adaptation.fit_pairs=256", name="labelled_256"),
-            _rounds("none", *UNGATED, name="none_ungated"),
             _rounds("literal", "adaptation.meta.size=0.05", *UNGATED, name="literal_ungated"),
-            _rounds("look_ahead", "adaptation.meta.size=0.1", *UNGATED, name="look_ahead_ungated"),
             _rounds("labelled", "adaptation.fit_pairs=64", *UNGATED, name="labelled_64_ungated"),
             _rounds("labelled", "adaptation.fit_pairs=256", *UNGATED, name="labelled_256_ungated"),
         ),
@@ -143,6 +141,7 @@ STUDIES = (
             _rounds("labelled", "adaptation.fit_pairs=256", *UNGATED, name="labelled_256_reset", options=("reset",)),
         ),
         page="docs/studies.md",
+        seeds=(0, 1, 2),
     ),
 )
 
