@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from common.judge import Preference
 from common.split import is_held_out
-from learner.candidates import is_evidence, judged_sets, propose
+from common.types import ScoredGroup
+from learner.candidates import Proposal, is_evidence, judged_sets, propose
 from tests.unit.adaptation import group, samples
 
 
@@ -75,3 +78,46 @@ def test_labels_turn_pairs_into_chosen_and_rejected_and_ties_go(tmp_path) -> Non
     for judged in sets:
         (pair,) = judged.pairs
         assert len(judged.conversations[pair.chosen].ids) == len(judged.conversations[pair.rejected].ids) + 1
+
+
+def sides(groups: list[ScoredGroup], fit_pairs: int) -> tuple[Proposal, list[ScoredGroup]]:
+    """A proposal, and the groups of prompts that are fitted on."""
+    fitted = [scored for scored in groups if not is_evidence(scored.group.prompt.messages, 0.1)]
+    return propose(groups, fit_pairs, 400, 0.1, seed=0), fitted
+
+
+def test_prompts_give_second_pairs_where_more_are_asked_for_than_there_are_prompts() -> None:
+    groups = samples(60, responses=6)
+    _, fitted = sides(groups, 0)
+    proposal, _ = sides(groups, len(fitted) + 5)
+    count = Counter(item.messages for item in proposal.fit)
+    assert sorted(count.values()) == [1] * (len(fitted) - 5) + [2] * 5
+    newest_first = [s.group.prompt.messages for s in sorted(fitted, key=lambda scored: -scored.group.slot)]
+    assert [item.messages for item in proposal.fit] == [*newest_first, *newest_first[:5]]
+    every, _ = sides(groups, 10_000)
+    assert set(Counter(item.messages for item in every.fit).values()) == {3}, "6 responses make 3 pairs"
+    assert set(Counter(item.messages for item in every.evidence).values()) == {1}, "evidence has one of each prompt"
+
+
+def test_pairs_of_a_prompt_share_no_response() -> None:
+    proposal, _ = sides(samples(60, responses=7), 10_000)
+    used = Counter((item.messages, text) for item in proposal.fit for text in (item.first, item.second))
+    assert set(used.values()) == {1}
+    assert len({item.key for item in proposal.items}) == len(proposal.items)
+
+
+def test_unlabelled_samples_are_of_all_prompts_that_give_no_evidence() -> None:
+    proposal, fitted = sides(samples(200), 10)
+    assert {one.messages for one in proposal.unlabelled} == {scored.group.prompt.messages for scored in fitted}
+    assert not any(is_evidence(one.messages, 0.1) for one in proposal.unlabelled)
+    assert not {one.messages for one in proposal.unlabelled} & {item.messages for item in proposal.evidence}
+    assert {item.messages for item in proposal.fit} <= {one.messages for one in proposal.unlabelled}
+
+
+def test_unlabelled_samples_are_different_and_whole() -> None:
+    prompt = next(
+        f"w{i}" for i in range(59) if not is_evidence(group(0, ["w1"], prompt=f"w{i}").group.prompt.messages, 0.1)
+    )
+    (one,) = propose([group(0, ["w1", "w2", " w1 ", "w3", "w4"], prompt, truncated=[3])], 5, 5, 0.1, seed=0).unlabelled
+    assert sorted(text.strip() for text in one.responses) == ["w1", "w2", "w4"]
+    assert propose([group(0, ["w1", "w2", "w1"], prompt, truncated=[1])], 5, 5, 0.1, seed=0).unlabelled == ()
