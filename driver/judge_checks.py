@@ -17,8 +17,8 @@ from driver.findings import Findings
 from driver.inputs import check_model
 from driver.labels import LabelError
 from driver.model_checks import check_reward_model, check_template
+from driver.model_size import num_parameters
 from driver.people import read_answers
-from driver.placement import num_parameters
 
 TIMEOUT_S = 5.0
 LOCAL = ("localhost", "127.0.0.1", "::1")

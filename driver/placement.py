@@ -6,10 +6,8 @@ and the processes themselves come on top and are said to. A model whose config.j
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -18,9 +16,10 @@ from common.config import Config
 from common.round_times import due_steps
 from driver.environment import Gpu, available_cpus
 from driver.findings import Findings
+from driver.model_size import DTYPE_BYTES, Shape, learner_bytes
+from driver.round_cost import adapter_bytes, adapter_detail
 
 GIB = 2**30
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 CHECKPOINT_BYTES = 12  # per parameter: float32 weights and two Adam moments
 ROLE_STAGES = {  # a run makes the roles that any of its stages needs, once, and keeps them to its end
     "actors": {"collect", "iterate"},
@@ -60,37 +59,13 @@ class Room:
         return float(len(self.gpus))
 
 
-def num_parameters(directory: Path | None) -> int | None:
-    """Parameters of a Llama-like model by its config.json (biases of Qwen-like ones left out, under 0.1 %).
-    None where there is no directory or the architecture is another one (mixture of experts, multimodal)."""
-    if directory is None:
-        return None
-    found = json.loads((directory / "config.json").read_bytes())
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
-    if not all(isinstance(found.get(name), int) for name in names) or any("expert" in name for name in found):
-        return None
-    hidden, layers, heads, inner, vocab = (int(found[name]) for name in names)
-    head = found.get("head_dim") or hidden // heads
-    kv_heads = found.get("num_key_value_heads") or heads
-    layer = 2 * hidden * heads * head + 2 * hidden * kv_heads * head + 3 * hidden * inner + 2 * hidden
-    return vocab * hidden * (1 if found.get("tie_word_embeddings") else 2) + layers * layer + hidden
-
-
-def learner_bytes(parameters: int, ranks: int, zero_stage: int, has_reference: bool) -> float:
-    """Per rank: float32 weights and gradients and two Adam moments, 16 bytes a parameter, of which ZeRO 1, 2 and 3
-    shard the moments, the gradients too and the weights too; a frozen float32 reference is sharded like the weights."""
-    weights = 4 * (2 if has_reference else 1) / (ranks if zero_stage == 3 else 1)
-    gradients = 4 / (ranks if zero_stage >= 2 else 1)
-    moments = 8 / (ranks if zero_stage >= 1 else 1)
-    return parameters * (weights + gradients + moments)
-
-
 def roles_of(
-    config: Config, stages: Sequence[str], policy: int | None, rewarder: int | None, judge: int | None = None
+    config: Config, stages: Sequence[str], policy: Shape | None, rewarder: Shape | None, judge: int | None = None
 ) -> list[Role]:
-    """The roles that the stages start, with their estimates; `policy`, `rewarder` and `judge` are parameter counts."""
-    every = [_actors(config, policy), _rewarder(config, rewarder), _learner(config, policy, "iterate" in stages)]
-    every.append(_preference(config, policy))
+    """The roles that the stages start, with their estimates; None for a model of unknown size, `judge` in parameters."""
+    of_policy, of_rewarder = (None if shape is None else shape.parameters for shape in (policy, rewarder))
+    every = [_actors(config, of_policy), _rewarder(config, of_rewarder)]
+    every += [_learner(config, of_policy, "iterate" in stages), _preference(config, of_policy)]
     if config.adaptation.enabled:
         every += [_adapter(config, rewarder), *_judge(config, judge)]
     return [role for role in every if ROLE_STAGES[role.name] & set(stages)]
@@ -169,11 +144,11 @@ def _rewarder(config: Config, parameters: int | None) -> Role:
     return Role("rewarder", rewarder.num, rewarder.gpus, rewarder.threads, num_bytes, "weights")
 
 
-def _adapter(config: Config, parameters: int | None) -> Role:
-    """A copy of the reward model during a round; low-rank updates and the gate's Adam are far below one percent of it."""
+def _adapter(config: Config, shape: Shape | None) -> Role:
     adaptation = config.adaptation
-    num_bytes = None if parameters is None else parameters * DTYPE_BYTES[config.rewarder.dtype]
-    return Role("rm_adapter", 1, adaptation.gpus, adaptation.threads, num_bytes, f"weights, tier {adaptation.tier}")
+    num_bytes = None if shape is None else adapter_bytes(config, shape)
+    detail = adapter_detail(adaptation)
+    return Role("rm_adapter", adaptation.ranks, adaptation.gpus, adaptation.threads, num_bytes, detail)
 
 
 def _judge(config: Config, parameters: int | None) -> list[Role]:

@@ -24,18 +24,19 @@ from driver.inputs import check_data, check_functions, check_model
 from driver.judge_checks import check_judge
 from driver.label_checks import check_labels
 from driver.model_checks import check_reward_model
+from driver.model_size import Shape, shape_of
 from driver.placement import (
     Room,
     check_placement,
     disk_bytes,
     format_gib,
     gpus_wanted,
-    num_parameters,
     plan_lines,
     roles_of,
 )
 from driver.preference_checks import check_preferences
 from driver.rm_checks import check_commands
+from driver.round_cost import round_lines
 from driver.services import check_cluster, check_redis
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -82,34 +83,38 @@ def check(config: Config, stages: list[str], resume: bool) -> Report:
     building = [stage for stage in stages if stage != "export" or not is_current(config.run_dir)]  # else it only pushes
     judge = check_judge(config, stages, findings)
     plan = _check_placement(config, building, (policy, rewarder, judge), findings)
-    plan += _references_cost(config, building)
-    plan += _check_disk(config, disk_bytes(config, building, policy, rewarder), findings)
+    plan += [*_references_cost(config, building), *round_lines(config, building)]
+    plan += _check_disk(config, disk_bytes(config, building, _parameters(policy), _parameters(rewarder)), findings)
     return Report(list(dict.fromkeys(findings.problems)), plan + [f"note: {note}" for note in findings.notes])
 
 
-def _check_models(config: Config, findings: Findings) -> tuple[int | None, int | None, Any, Any]:
-    """(policy parameters, reward model parameters, the policy's tokenizer, the reward model's), each None where it is not
+def _check_models(config: Config, findings: Findings) -> tuple[Shape | None, Shape | None, Any, Any]:
+    """(the policy's shape, the reward model's, the policy's tokenizer, the reward model's), each None where it is not
     known."""
     policy, rewarder, trust = config.policy, config.rewarder, config.policy.trust_remote_code
     directory, tokenizer = None, None
     if policy.model:
         directory, tokenizer = check_model("policy.model", policy.model, policy.revision, trust, findings)
-    num_policy = num_parameters(directory)
+    shape = shape_of(directory)
     if not rewarder.model:  # the reward model that stage reward_model trains has the policy's backbone
-        return num_policy, num_policy, tokenizer, tokenizer
+        return shape, shape, tokenizer, tokenizer
     directory, rm_tokenizer = check_model("rewarder.model", rewarder.model, rewarder.revision, trust, findings)
     if (
         directory is not None and Path(rewarder.model).expanduser().is_dir()
     ):  # of the Hub's cache some files may be missing
         check_reward_model("rewarder.model", directory, rewarder.objectives, findings)
-    return num_policy, num_parameters(directory), tokenizer, rm_tokenizer
+    return shape, shape_of(directory), tokenizer, rm_tokenizer
+
+
+def _parameters(shape: Shape | None) -> int | None:
+    return None if shape is None else shape.parameters
 
 
 def _check_placement(
-    config: Config, stages: Sequence[str], parameters: tuple[int | None, int | None, int | None], findings: Findings
+    config: Config, stages: Sequence[str], sizes: tuple[Shape | None, Shape | None, int | None], findings: Findings
 ) -> list[str]:
-    """Versions, cluster and room for the roles; parameters: of policy, reward model and judge. Returns the plan's table."""
-    roles = roles_of(config, stages, *parameters)
+    """Versions, cluster and room for the roles; sizes: of policy, reward model and judge. Returns the plan's table."""
+    roles = roles_of(config, stages, *sizes)
     room = _room(config, findings) if roles else Room(visible_gpus(), "none", None)
     check_versions(findings, bool(room.gpus) and gpus_wanted(roles) > 0)
     found = check_placement(roles, room)

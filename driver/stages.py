@@ -32,7 +32,7 @@ from driver.long_calls import follow
 from driver.loop import Loop, Paths
 from driver.loop_state import read_loop_state
 from driver.measures import format_accuracy, summary_without_judge
-from driver.placement import DTYPE_BYTES, num_parameters
+from driver.model_size import DTYPE_BYTES, num_parameters
 from driver.preferences import run_preferences
 from driver.progress import say
 from driver.publish import Publisher

@@ -153,3 +153,22 @@ def _look_ahead(landscape: Landscape, inner: InnerStep, weight: float, second_or
         landscape.accumulate_curvature("pairs", weight, scale * ahead)
     landscape.accumulate("pairs", 1.0)
     return {"preference": preference, "difference": landscape.accumulate("spread", -weight, step)}
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Of one update through the backbone: forward and backward passes over L's batch and over J's, and forward passes alone
+    over J's (the signs of its differences)."""
+
+    pairs: int
+    spread: int
+    looks: int = 0
+
+
+def passes(method: str, second_order: bool) -> Passes:
+    """What accumulate_update costs where second derivatives are finite differences, two passes for each."""
+    if method in ("literal", "no_restore"):
+        return Passes(2, 3, 1) if second_order else Passes(1, 1)
+    if method == "look_ahead":
+        return Passes(4, 2) if second_order else Passes(2, 1)
+    return Passes(1, 1) if method == "joint" else Passes(1, 0)

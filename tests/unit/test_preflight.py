@@ -14,7 +14,7 @@ from huggingface_hub import constants
 from common.config_file import BASE, load_config, save_config
 from driver import environment, preflight, services
 from driver.environment import Gpu
-from driver.placement import learner_bytes, num_parameters
+from driver.model_size import learner_bytes, num_parameters
 from tests.unit.preflights import GOOD, ITERATE, SHAPE, Check, make_model, only
 
 
@@ -231,7 +231,12 @@ def test_the_adapter_is_in_the_plan_and_its_data_are_checked(check: Check, tmp_p
     make_model(tmp_path / "large", shape=SHAPE)
     report = check(*ADAPTS, "rewarder.model=large", "run.dir=/dev/shm")
     (line,) = [line for line in report.plan if line.startswith("rm_adapter")]
-    assert "15.0 GiB" in line and "weights, tier gate" in line
+    assert line.split()[1:8] == ["1", "CPU", "1", "15.5", "GiB", "weights,", "states;"] and line.endswith("tier gate")
+    (line,) = [line for line in report.plan if line.startswith("a round")]
+    assert line == (
+        "a round of method labelled, tier gate: 200 updates on cached states, for which up to 16704 sequences pass the "
+        "backbone once"
+    )
     Path("pairs.jsonl").write_text(pair + "broken\n")
     assert "data.preferences: pairs.jsonl:2" in only(check(*ADAPTS))
 
