@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -188,3 +189,9 @@ def fit(world: dict[str, Any], made: RmAdapter, directory: Path, wrong: bool = F
 
 def versions(world: dict[str, Any], directory: Path) -> Versions:
     return Versions(str(world["root"] / "version_0"), None, 1, str(directory))
+
+
+def digests(directory: Path) -> dict[str, str]:
+    """Every file under a directory, by its content."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

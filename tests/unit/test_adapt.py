@@ -3,7 +3,6 @@ not is discarded, and what is served is never touched."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +23,7 @@ from tests.unit.adaptation import (
     OBJECTIVES,
     Stream,
     adapter,
+    digests,
     fit,
     make_world,
     preference,
@@ -40,10 +40,6 @@ pytestmark = pytest.mark.usefixtures("single_rank")
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return make_world(tmp_path_factory.mktemp("world"))
-
-
-def digests(directory: Path) -> dict[str, str]:
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(directory.iterdir())}
 
 
 # ---- a whole round ------------------------------------------------------------------------------------------------------
@@ -74,12 +70,56 @@ def test_a_repeated_round_is_the_same_round(world: dict[str, Any], tmp_path: Pat
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
 
 
-def test_a_discarded_candidate_leaves_nothing_and_touches_nothing(world: dict[str, Any], tmp_path: Path) -> None:
-    before = digests(world["root"] / "version_0")
-    decision = fit(world, adapter(world, *QUICK), tmp_path / "candidate", wrong=True)
+@pytest.mark.parametrize("method", ["labelled", "literal", "no_restore"])
+@pytest.mark.parametrize("tier", ["gate", "heads"])
+def test_a_discarded_candidate_leaves_nothing_and_touches_nothing(
+    world: dict[str, Any], tmp_path: Path, tier: str, method: str
+) -> None:
+    before = digests(world["root"])
+    made = adapter(world, *QUICK, f"adaptation.tier={tier}", f"adaptation.method={method}", "adaptation.steps=10")
+    decision = fit(world, made, tmp_path / "candidate", wrong=True)
     assert not decision.accepted and "not shown to be better" in decision.reason
-    assert not (tmp_path / "candidate").exists()
-    assert digests(world["root"] / "version_0") == before
+    assert list(tmp_path.iterdir()) == [] and digests(world["root"]) == before
+
+
+METHODS = ("none", "literal", "joint", "look_ahead", "no_restore", "pseudo_label")
+OPEN_DOOR = ("adaptation.level=1", "adaptation.guard_accuracy=1", "adaptation.guard_r2=1", "adaptation.confidence=0.5")
+SMALL = (
+    "adaptation.steps=5",
+    "adaptation.learning_rate=1e-3",
+    "adaptation.meta.prompts=6",
+    "adaptation.meta.size=0.005",
+)
+
+
+@pytest.mark.parametrize("tier", ["gate", "heads"])
+@pytest.mark.parametrize(
+    ("method", "second_order"),
+    [*((method, "none") for method in METHODS), ("literal", "exact"), ("look_ahead", "exact")],
+)
+def test_every_method_runs_a_round_and_writes_its_version(
+    world: dict[str, Any], tmp_path: Path, method: str, second_order: str, tier: str
+) -> None:
+    chosen = f"adaptation.method={method}", f"adaptation.meta.second_order={second_order}", f"adaptation.tier={tier}"
+    made = adapter(world, *QUICK, *OPEN_DOOR, *SMALL, *chosen)
+    decision = fit(world, made, tmp_path / "candidate")
+    assert decision.accepted, decision.reason
+    numbers = cast(dict[str, float], decision.numbers)
+    least, most = 0.375, 0.75  # of J with 4 samples: 2 / 16 for each of 6 pairs, times a sigmoid above 1/2
+    assert least <= numbers["difference_loss"] < most and least <= numbers["candidate_difference_loss"] < most
+    assert numbers["difference_loss"] != numbers["candidate_difference_loss"]
+    assert (numbers["fitted_pairs"] > 0) == (method == "pseudo_label")
+    assert made.progress().what == f"{tier}, {method}"
+    served = GatedRewardModel.load(world["root"] / "version_0", "float32").state_dict()
+    written = GatedRewardModel.load(tmp_path / "candidate", "float32").state_dict()
+    changed = {name.split(".")[0] for name, value in written.items() if not torch.equal(value, served[name])}
+    assert changed == ({"gating"} if tier == "gate" else {"gating", "regression_layer"})
+
+
+def test_a_model_that_is_sure_of_nothing_labels_nothing(world: dict[str, Any], tmp_path: Path) -> None:
+    made = adapter(world, *QUICK, *OPEN_DOOR, "adaptation.method=pseudo_label", "adaptation.confidence=1")
+    decision = fit(world, made, tmp_path / "candidate")
+    assert not decision.accepted and decision.reason == "no pair is labelled with a confidence of 1"
 
 
 def test_too_few_labels_fit_nothing(world: dict[str, Any], tmp_path: Path) -> None:
