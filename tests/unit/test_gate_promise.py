@@ -48,7 +48,9 @@ class World(NamedTuple):
 def world() -> World:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    small = LlamaConfig(8, HIDDEN, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    small = LlamaConfig(
+        vocab_size=8, hidden_size=HIDDEN, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
     backbone = LlamaModel(small)  # nothing here passes through it
     heads = HeadSizes(HIDDEN, len(OBJECTIVES), 8, 1, 1.0)
     served = GatedRewardModel(backbone, heads, RewardModelInfo(OBJECTIVES), 2.0).eval()
