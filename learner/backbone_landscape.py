@@ -10,8 +10,8 @@ finite differences, with the signs in J frozen (its kink makes them garbage othe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,7 @@ from learner.stage_1 import stage_1_losses
 from rewarder.model import GatedRewardModel, RewardOutput
 from rewarder.scoring import collate
 
-PROBE = 0.01  # length of a finite difference's step in the parameters
+PROBE = 0.001  # length of a finite difference's step in the parameters
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class BackboneLandscape:
     def __init__(self, engine: Engine, model: GatedRewardModel, sets: FitSets, method: Method, scale: float):
         self._engine, self._model, self._sets = engine, model, sets
         self._method, self._scale = method, scale
+        self._precision: Callable[[], AbstractContextManager[object]] = engine.precision
         self._rng = np.random.default_rng([method.seed, 2])
 
     # ---- Landscape ----------------------------------------------------------------------------------------------------
@@ -74,10 +75,12 @@ class BackboneLandscape:
         length = self.dot(vector, vector) ** 0.5
         if length == 0:
             return
+        self._precision = nullcontext  # what bfloat16 rounds off is more than the difference
         signs = [self._signs(part) if loss == "spread" else None for part in self._parts[loss]]
         for side in (1, -1):
             with self._moved(side * PROBE / length * vector):
                 self._backward(loss, side * weight * length / (2 * PROBE), signs)
+        self._precision = self._engine.precision
 
     def dot(self, a: Tensor, b: Tensor) -> float:
         return self._engine.dot(a, b)
@@ -143,7 +146,7 @@ class BackboneLandscape:
 
     def _forward(self, part: Part) -> tuple[RewardOutput, list[Tensor]]:
         rendered, *labels, _ = flatten(part.sets)
-        with self._engine.precision():
+        with self._precision():
             output = self._engine.module(*collate(rendered, self._model.device))
         return output, [values.to(self._model.device) for values in labels]
 

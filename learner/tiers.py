@@ -36,7 +36,7 @@ def fit_backbone_tier(
     choose_trainable(trained, method)
     config = replace(learner, zero_stage=settings.zero_stage, weight_decay=0.0)
     engine = Engine(trained, config, settings.learning_rate, model.device)
-    descend(BackboneLandscape(engine, trained, sets, method, scale), settings, report)
+    descend(BackboneLandscape(engine, model, sets, method, scale), settings, report)
     if trained is not model:
         _bring_back(engine, model, method)
     engine.free()

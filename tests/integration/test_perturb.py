@@ -3,19 +3,15 @@ plays all cases of tests/integration/perturb_rank.py."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.integration import perturb_rank as played
 from tests.integration.perturb_rank import Net
-from tests.integration.test_learner import free_port
+from tests.integration.ranks import largest_difference, play
 
 ADAM_NOISE = 2e-4  # four steps of 0.01; Adam turns float noise in a gradient near 0 into part of a step
 Results = dict[int, list[dict[str, Tensor]]]  # by number of ranks, then by rank
@@ -24,24 +20,8 @@ SETUPS = [(ranks, stage) for ranks in (1, 2) for stage in played.STAGES]
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return {ranks: play(ranks, tmp_path_factory.mktemp(f"ranks{ranks}")) for ranks in (1, 2)}
-
-
-def play(ranks: int, out: Path) -> list[dict[str, Tensor]]:
-    port = free_port()
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.perturb_rank", str(rank), str(ranks), str(port), str(out)],
-            cwd=played.ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    for process in started:
-        _, errors = process.communicate(timeout=600)
-        assert process.returncode == 0, errors[-3000:]
-    return [load_file(out / f"rank{rank}.safetensors") for rank in range(ranks)]
+    module = "tests.integration.perturb_rank"
+    return {ranks: play(module, ranks, tmp_path_factory.mktemp(f"ranks{ranks}")) for ranks in (1, 2)}
 
 
 def of(results: dict[str, Tensor], case: str, stage: int, name: str) -> dict[str, Tensor]:
@@ -53,11 +33,6 @@ def of(results: dict[str, Tensor], case: str, stage: int, name: str) -> dict[str
 
 def parameters(results: dict[str, Tensor], case: str, stage: int, name: str = "end") -> dict[str, Tensor]:
     return of(results, case, stage, f"{name}/")
-
-
-def largest_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    assert ours.keys() == theirs.keys()
-    return max(float((value - theirs[name]).abs().max()) for name, value in ours.items())
 
 
 def assert_same_bits(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import ridge, scoring
+from benchmarks import ridge, rm_round, scoring
 from benchmarks.measure import Row, in_turns, publish, ratio, table
+from common.config import TIERS
 from rewarder.scoring import render
 
 
@@ -57,3 +58,25 @@ def test_pieces_are_timed_in_turns() -> None:
     seconds = in_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
     assert "".join(order) == "ab" + "ab" + "ba"
     assert [len(values) for values in seconds.values()] == [2, 2]
+
+
+def test_a_round_is_a_share_of_iteration_and_round() -> None:
+    spent = [rm_round.Spent(0.5, 0.5, fit_s, 1.0, growth_mib=9.0) for fit_s in (1.0, 3.0, 2.0)]
+    rows = {row.what: row for row in rm_round.rows_of([2.0, 4.0, 6.0], {("gate", "labelled"): spent})}
+    assert rows["iteration of 3 steps"].value == 12 and rows["a step"].value == 4
+    whole, share = rows["tier gate, labelled: round"], rows["tier gate, labelled: share"]
+    assert (whole.value, whole.low, whole.high) == (4, 3, 5) and share.value == pytest.approx(4 / 16)
+    assert rows["tier gate, labelled: fit"].value == 2 and rows["tier gate, labelled: peak growth"].value == 9
+
+
+def test_a_short_round_has_rules_that_it_can_meet() -> None:
+    config = rm_round.config_of(seed=0, steps=4, updates=2)
+    assert (config.adaptation.steps, config.adaptation.min_pairs) == (2, 16)
+    assert rm_round.config_of(0, 25, 60).adaptation.min_pairs == 64
+    assert {tier for tier, _ in rm_round.CASES} == set(TIERS)
+
+
+def test_the_peak_is_that_since_it_was_forgotten() -> None:
+    before = rm_round.reset_peak()
+    torch.zeros(40 * 2**18).fill_(1)
+    assert 30 < rm_round.memory_mib("VmHWM") - before < 60
