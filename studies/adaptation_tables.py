@@ -24,30 +24,38 @@ ACCURACIES = {"on-policy accuracy": "onpolicy_accuracy", "anchor accuracy": "pai
 def tables(arms: Arms) -> str:
     """What the candidates were worth, what serving them did, and gold at equal KL, as Markdown."""
     fitted = {arm: rows for arm, rows in arms.items() if arm != BASELINE and not arm.endswith(UNGATED)}
-    served = {arm: rows for arm, rows in arms.items() if arm == BASELINE or arm.endswith(UNGATED)}
+    moved = _moved(arms)
     return "\n".join(
         [
             "Candidates of the first round, where all methods have the same served model, samples and evidence; candidate "
             "minus served:\n",
             _candidates(fitted),
-            "Gold where every candidate serves, by step (rounds at 25 and 50):\n",
-            _gold_by_step(served),
+            "Gold by step (rounds at 25 and 50), of the arms in which a candidate served; the others are the frozen run, bit "
+            "for bit:\n",
+            _gold_by_step(moved),
             "On-policy accuracy of the reward model that serves, by gold on held-out prompts:\n",
-            curve_over_steps_table(served, "onpolicy_accuracy", STEPS),
+            curve_over_steps_table(moved, "onpolicy_accuracy", STEPS),
             "Sequence KL and what the reward model predicts, by step:\n",
-            curve_over_steps_table(served, "kl", STEPS),
-            curve_over_steps_table(served, "proxy", STEPS),
-            "Gold at equal KL, of all arms:\n",
-            matched_kl_table(arms, BASELINE),
+            curve_over_steps_table(moved, "kl", STEPS),
+            curve_over_steps_table(moved, "proxy", STEPS),
+            "Gold at equal KL:\n",
+            matched_kl_table(moved, BASELINE),
         ]
     )
 
 
 def draw(path: Path, arms: Arms) -> None:
-    """Gold, what the reward model predicts, and its accuracy over the steps, where every candidate serves."""
-    served = {arm: rows for arm, rows in arms.items() if arm == BASELINE or arm.endswith(UNGATED)}
+    """Gold, what the reward model predicts, and its accuracy over the steps."""
+    moved = _moved(arms)
     shown = {"gold": "gold", "proxy": "what the reward model predicts", "onpolicy_accuracy": "its on-policy accuracy"}
-    panels(path, [Panel(_by_step(served, curve), "step", label) for curve, label in shown.items()])
+    panels(path, [Panel(_by_step(moved, curve), "step", label) for curve, label in shown.items()])
+
+
+def _moved(arms: Arms) -> Arms:
+    """The frozen arm, and those that left its run."""
+    frozen = {row.seed: row.curve("gold") for row in arms[BASELINE]}
+    left = {arm for arm, rows in arms.items() if any(row.curve("gold") != frozen[row.seed] for row in rows)}
+    return {arm: rows for arm, rows in arms.items() if arm == BASELINE or arm in left}
 
 
 def _candidates(arms: Arms) -> str:

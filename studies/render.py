@@ -135,7 +135,7 @@ CAPTIONS = {
     "reward_models": "pair accuracy by rule",
     "planted_hack": "share of responses with the planted word over KL",
     "denoising": "gains on the baseline, and right labels by strength",
-    "adaptation": "gold, proxy and accuracy over the steps, where every candidate serves",
+    "adaptation": "gold, proxy and accuracy over the steps",
 }
 TABLES: dict[str, Callable[[Arms], str]] = {
     "sandbox": sandbox_check.tables,
