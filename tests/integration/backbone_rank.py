@@ -42,7 +42,8 @@ def fitted(served: GatedRewardModel, sets: FitSets, method: str, stage: int, ran
 def main() -> None:
     rank, ranks, port, out = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     torch.set_num_threads(1)
-    served, _, tokenizer = served_and_judge(out / f"policy{rank}")  # before the group, in which rank 0 alone saves models
+    # Before the group is made: in it rank 0 alone saves models
+    served, _, tokenizer = served_and_judge(out / f"policy{rank}")
     init_process_group(rank, ranks, "127.0.0.1", port, gpus=0)
     sets = fit_sets(tokenizer)
     results = {f"served/0/{name}": value.clone() for name, value in served.state_dict().items()}
