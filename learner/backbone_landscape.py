@@ -29,6 +29,7 @@ from rewarder.model import GatedRewardModel, RewardOutput
 from rewarder.scoring import collate
 
 PROBE = 0.001  # length of a finite difference's step in the parameters
+ROUGH_PROBE = 0.03  # of low-rank updates in a bfloat16 backbone, whose rounding is most of a smaller difference
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class BackboneLandscape:
         self._engine, self._model, self._sets = engine, model, sets
         self._method, self._scale = method, scale
         self._precision: Callable[[], AbstractContextManager[object]] = engine.precision
+        rough = method.settings.tier == "lora" and model.backbone.dtype != torch.float32
+        self._probe = ROUGH_PROBE if rough else PROBE
         self._rng = np.random.default_rng([method.seed, 2])
 
     # ---- Landscape ----------------------------------------------------------------------------------------------------
@@ -78,8 +81,8 @@ class BackboneLandscape:
         self._precision = nullcontext  # what bfloat16 rounds off is more than the difference
         signs = [self._signs(part) if loss == "spread" else None for part in self._parts[loss]]
         for side in (1, -1):
-            with self._moved(side * PROBE / length * vector):
-                self._backward(loss, side * weight * length / (2 * PROBE), signs)
+            with self._moved(side * self._probe / length * vector):
+                self._backward(loss, side * weight * length / (2 * self._probe), signs)
         self._precision = self._engine.precision
 
     def dot(self, a: Tensor, b: Tensor) -> float:
