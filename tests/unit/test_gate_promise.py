@@ -29,7 +29,7 @@ LEVEL, TRIALS = 0.05, 1000
 RULES = Rules(LEVEL, min_pairs=64, guard_accuracy=1.0, guard_r2=1.0)  # guards that never bind
 SAME = Standing(0.8, {})
 HIDDEN, OBJECTIVES, FIT, EVIDENCE, ORIGINAL = 16, ("good", "safe", "brief"), 64, 512, 32
-SETTINGS = config("adaptation.steps=4", "adaptation.learning_rate=0.12", "adaptation.replay_weight=0.5").adaptation
+SETTINGS = config("adaptation.steps=4", "adaptation.learning_rate=0.1", "adaptation.replay_weight=0.5").adaptation
 STRONG = config("adaptation.steps=8", "adaptation.learning_rate=0.4", "adaptation.replay_weight=0").adaptation
 
 
