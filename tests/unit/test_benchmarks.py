@@ -78,5 +78,5 @@ def test_a_short_round_has_rules_that_it_can_meet() -> None:
 
 def test_the_peak_is_that_since_it_was_forgotten() -> None:
     before = rm_round.reset_peak()
-    torch.zeros(40 * 2**18).fill_(1)
-    assert 30 < rm_round.memory_mib("VmHWM") - before < 60
+    held = torch.ones(200 * 2**18)  # far more than the allocator has at hand
+    assert 150 < rm_round.memory_mib("VmHWM") - before < 250 and held.sum() > 0

@@ -125,7 +125,7 @@ class Counted(BackboneLandscape):
     def __init__(self) -> None:
         self._engine = Still()  # pyright: ignore[reportAttributeAccessIssue, reportIncompatibleVariableOverride]
         self._parts = {"pairs": [0], "spread": [0]}  # pyright: ignore[reportAttributeAccessIssue, reportIncompatibleVariableOverride]
-        self.taken = Counter[str]()
+        self.taken, self._probe = Counter[str](), 0.1
 
     def _backward(self, loss: Loss, weight: float, signs: Sequence[Tensor | None], *_: object) -> float:
         self.taken[loss] += 1
