@@ -33,6 +33,8 @@ HELP = {
     "rm_candidate_pair_accuracy": "Pair accuracy on original held-out pairs of the last round's candidate",
     "rm_p_value": "Chance of as many wins on the evidence if the candidate were no better, last round",
     "rm_evidence_pairs": "Judged pairs that weighed the last round's candidate",
+    "rm_difference_loss": "J of the policy's samples, over its own scale, of the reward model that served up to the last round",
+    "rm_candidate_difference_loss": "J of the policy's samples, over its own scale, of the last round's candidate",
     "rm_accepted": "1 if the last round's candidate was accepted",
     "drift_accuracy": "Share of judged fresh pairs that the served reward orders as the judge does, at the last look",
     "drift_gap": "Rise of the reward less rise of gold since the baseline, in standard deviations, at the last look",

@@ -18,6 +18,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 from common.config_file import BASE
 from common.metrics import read_rows, step_names
+from driver.adaptation import METRICS as ROUND_NAMES
 from driver.series import AT_THE_START, HELP, PREFIX, Series, measured, series_of
 from driver.step_lines import StepLines
 from driver.tensorboard import EVENTS, TensorBoard
@@ -48,7 +49,8 @@ def test_no_two_names_are_one_series_and_each_metric_is_described() -> None:
     names = ("step", *step_names(OBJECTIVES), *AT_THE_START, "reward/term/safety")
     found = {name: series_of(name, OBJECTIVES) for name in names}
     assert len(set(found.values())) == len(found)
-    assert {series.metric.removeprefix(PREFIX) for series in found.values()} <= set(HELP)
+    rounds = {series_of(f"rm/{name}", OBJECTIVES) for name in ROUND_NAMES}
+    assert {series.metric.removeprefix(PREFIX) for series in (*found.values(), *rounds)} <= set(HELP)
     assert all(re.fullmatch("[a-z_]+", metric) for metric in HELP)
 
 
