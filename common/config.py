@@ -247,6 +247,7 @@ class AdaptationConfig:
     method: str
     tier: str
     fit_pairs: int
+    fit_rounds: int
     evidence_pairs: int
     min_pairs: int
     select: str

@@ -74,6 +74,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "adaptation.drift.change": (0, 10**3),
     "adaptation.drift.pairs": (1, 10**6),
     "adaptation.fit_pairs": (1, 10**6),
+    "adaptation.fit_rounds": (1, 10**6),
     "adaptation.evidence_pairs": (1, 10**6),
     "adaptation.min_pairs": (1, 10**6),
     "adaptation.level": (1e-6, 1),

@@ -94,7 +94,7 @@ class RewardModels:
         labels = self._labelling.of_round(number, first_slot)
         if labels is None:  # people have not answered yet
             return {}
-        chosen = Round(number, labels.proposal, labels.preferences, self._pair_weights())
+        chosen = Round(number, labels.proposal, labels.preferences, self._pair_weights(), labels.earlier)
         aside = self._run / "rm" / "candidate"
         shutil.rmtree(aside, ignore_errors=True)
         with self._cluster.disks.writing(aside) as target:

@@ -83,15 +83,15 @@ class DriftWatch:
         groups = [group for group in _newest(self._queue, first_slot) if group.rm_version == version]
         if self._settings.signal == "variance":
             return drift.within_prompt([[reward.value - reward.penalty for reward in g.rewards] for g in groups])
-        return self._judged(_evidence(self._config, groups, number), _rewards(groups))
+        return self._judged(_evidence(self._config, groups, number), _rewards(groups), number)
 
-    def _judged(self, pairs: Sequence[PairItem], rewards: Rewards) -> Numbers:
-        """Of accuracy or gap."""
+    def _judged(self, pairs: Sequence[PairItem], rewards: Rewards, number: int) -> Numbers:
+        """Of accuracy or gap; labels are bought as of round `number`."""
         of_pairs = [(rewards[pair.messages, pair.first], rewards[pair.messages, pair.second]) for pair in pairs]
         if self._settings.signal == "gap":
             items = [item for pair in pairs for item in pair.items]
             return drift.levels([reward for both in of_pairs for reward in both], self._golds(items))
-        preferred = LabelBook(self._labels).buy(pairs, judge_of(self._config, self._cluster))
+        preferred = LabelBook(self._labels).buy(pairs, judge_of(self._config, self._cluster), number)
         return drift.accuracy(of_pairs, [preferred[pair.key] for pair in pairs])
 
     def _golds(self, items: Sequence[JudgeItem]) -> list[float]:

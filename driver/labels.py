@@ -12,7 +12,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from common.judge import (
     ask_judge,
     load_function,
 )
+from common.types import Message
 from driver.progress import Progress
 
 Ask = Callable[[PairItem], Preference]
@@ -39,41 +40,57 @@ class LabelError(RuntimeError):
     """A labels file that cannot be trusted; names the line."""
 
 
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What was said of a pair, and the round that asked for it (its number from 0)."""
+
+    item: PairItem
+    verdict: Verdict
+    round: int
+
+
 class LabelBook:
-    """The labels of one run: content key -> which response was preferred."""
+    """The labels of one run, by content key."""
 
     def __init__(self, path: Path):
         self._path = path
-        self._known: dict[str, Verdict] = _read(path)
+        self._known: dict[str, Label] = _read(path)
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def buy(self, items: Sequence[PairItem], judge: Judge) -> dict[str, Preference]:
+    @property
+    def labels(self) -> Sequence[Label]:
+        """In the order in which they came."""
+        return list(self._known.values())
+
+    def buy(self, items: Sequence[PairItem], judge: Judge, number: int = 0) -> dict[str, Preference]:
         """The preferences by key: of every item, but for what people have not answered yet. Asks only for what is not known,
-        and keeps each answer as it comes."""
+        and keeps each answer as it comes, as of round `number`."""
         missing = list({item.key: item for item in items if item.key not in self._known}.values())
         progress = Progress("judge", len(missing), "pairs")
 
         def keep(item: PairItem, verdict: Verdict) -> None:
-            self._append(item, verdict)
+            self._append(Label(item, verdict, number))
             progress.advance(1)
 
         if missing:
             judge(missing, keep)
-        return {item.key: self._known[item.key].preferred for item in items if item.key in self._known}
+        return {item.key: self._known[item.key].verdict.preferred for item in items if item.key in self._known}
 
     def reasons(self, items: Sequence[PairItem]) -> Counter[str]:
         """How many of the items are ties for each reason (Verdict.why), "" for all that were meant as they are."""
-        return Counter(self._known[item.key].why for item in items if item.key in self._known)
+        return Counter(self._known[item.key].verdict.why for item in items if item.key in self._known)
 
-    def _append(self, item: PairItem, verdict: Verdict) -> None:
-        row = {**question(item), "preferred": verdict.preferred, **({"why": verdict.why} if verdict.why else {})}
+    def _append(self, label: Label) -> None:
+        item, verdict = label.item, label.verdict
+        said = {"preferred": verdict.preferred, **({"why": verdict.why} if verdict.why else {})}
+        row = {**question(item), **said, "round": label.round}
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self._known[item.key] = verdict
+        self._known[item.key] = label
 
 
 def question(item: PairItem) -> dict[str, object]:
@@ -124,8 +141,8 @@ def _preference(difference: float) -> Preference:
     return "first" if difference > 0 else "second"
 
 
-def _read(path: Path) -> dict[str, Verdict]:
-    """Key -> verdict of every whole line; cuts a torn last line off the file."""
+def _read(path: Path) -> dict[str, Label]:
+    """Key -> label of every whole line; cuts a torn last line off the file."""
     if not path.is_file():
         return {}
     content = path.read_bytes()
@@ -135,16 +152,19 @@ def _read(path: Path) -> dict[str, Verdict]:
     return dict(_label(path, number, line) for number, line in enumerate(whole.splitlines(), 1))
 
 
-def _label(path: Path, number: int, line: bytes) -> tuple[str, Verdict]:
+def _label(path: Path, number: int, line: bytes) -> tuple[str, Label]:
     try:
         row: Any = json.loads(line)
         key, preferred, why = row["key"], row["preferred"], row.get("why", "")
+        turns = tuple(Message(turn["role"], turn["content"]) for turn in row["prompt"])
+        item = PairItem(turns, {}, row["first"], row["second"])
+        asked_in = int(row.get("round", 0))
     except (ValueError, KeyError, TypeError) as error:
         raise LabelError(
-            f"{path}:{number}: no label ({error}); wanted a JSON object with key and preferred: remove the line"
+            f"{path}:{number}: no label ({error}); wanted key, prompt, first, second and preferred: remove the line"
         ) from error
     if preferred not in PREFERENCES:
         raise LabelError(
             f"{path}:{number}: preferred is {preferred!r}; wanted one of {', '.join(PREFERENCES)}: remove the line"
         )
-    return key, Verdict(preferred, why)
+    return key, Label(item, Verdict(preferred, why), asked_in)

@@ -67,13 +67,14 @@ def _state_bytes(config: Config, shape: Shape) -> float:
 
 
 def most_sequences(config: Config) -> int:
-    """At most so many pass through the backbone to be cached: judged pairs, the samples of the kept groups, and original
-    prompts on both sides, of two responses each."""
+    """At most so many pass through the backbone to be cached: judged pairs of this round, and earlier ones to fit on too, the
+    samples of the kept groups, and original prompts on both sides, of two responses each."""
     adaptation, iteration = config.adaptation, config.iteration
-    pairs = adaptation.evidence_pairs + (adaptation.fit_pairs if adaptation.method == "labelled" else 0)
-    steps = min(due_steps(adaptation, iteration).step, iteration.steps)
+    fitted, rounds = adaptation.fit_pairs if adaptation.method == "labelled" else 0, due_steps(adaptation, iteration)
+    pairs, earlier = adaptation.evidence_pairs + fitted, fitted * (min(adaptation.fit_rounds, len(rounds)) - 1)
+    steps = min(rounds.step, iteration.steps)
     groups = min(GROUPS_PER_PAIR * pairs, steps * config.learner.groups_per_step)
-    return 2 * pairs + groups * config.actors.responses_per_prompt + 2 * 2 * MOST_ORIGINAL_PROMPTS
+    return 2 * (pairs + earlier) + groups * config.actors.responses_per_prompt + 2 * 2 * MOST_ORIGINAL_PROMPTS
 
 
 # ---- time ---------------------------------------------------------------------------------------------------------------

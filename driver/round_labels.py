@@ -18,19 +18,21 @@ from common.config import Config
 from common.judge import ORDERS, TOO_LONG, UNREADABLE, PairItem, Preference
 from driver.cluster import Cluster
 from driver.judges import judge_of
-from driver.labels import LabelBook
+from driver.labels import Label, LabelBook
 from driver.pending import Pending, PendingProposals
 from driver.people import write_questions
 from driver.progress import say
-from learner.candidates import Proposal
+from learner.candidates import Proposal, is_evidence
 from learner.evidence import Decision
 
 
 @dataclass(frozen=True)
 class RoundLabels:
-    """What a round is fitted and weighed on: the proposal, the preferences by key, and numbers about how they were given."""
+    """What a round is fitted and weighed on: the proposal, pairs of earlier rounds to fit on too, the preferences of both by
+    key, and numbers about how they were given."""
 
     proposal: Proposal
+    earlier: tuple[PairItem, ...]
     preferences: dict[str, Preference]
     numbers: dict[str, float | None]
 
@@ -53,14 +55,14 @@ class Labelling:
         self._fresh = self._cluster.call(self._cluster.adapters[0], "propose", moment, first_slot)
         items = self._fresh.items
         if self._config.judge.compares != "file":
-            return RoundLabels(self._fresh, self._buy(items), self._numbers(items))
+            return self._labels(moment, self._fresh, self._buy(items, moment), self._numbers(items))
         pending = self._pending.oldest(moment) or self._pending.keep(Pending(moment, self._fresh))
-        preferences = self._buy(pending.proposal.items)
+        preferences = self._buy(pending.proposal.items, moment)
         if not enough(pending.proposal, preferences, self._config.adaptation.min_pairs):
             self._wait_for(pending.proposal, preferences)
             return None
         unanswered = float(len(pending.proposal.items) - len(preferences))
-        return RoundLabels(answered(pending.proposal, preferences), preferences, {"unanswered": unanswered})
+        return self._labels(moment, answered(pending.proposal, preferences), preferences, {"unanswered": unanswered})
 
     def settle(self, moment: int) -> None:
         """The round of `moment` is done: what waited for it waits no more, and what was proposed beside it is asked next."""
@@ -73,7 +75,7 @@ class Labelling:
             write_questions(self._questions, [])
             return
         following = self._pending.of(moment) or self._pending.keep(Pending(moment, self._fresh))
-        self._wait_for(following.proposal, self._buy(following.proposal.items))
+        self._wait_for(following.proposal, self._buy(following.proposal.items, moment))
 
     def _wait_for(self, proposal: Proposal, preferences: Mapping[str, Preference]) -> None:
         """Writes the open questions and says where they are."""
@@ -84,8 +86,15 @@ class Labelling:
             f"{self._config.judge.file} (judge.file), which the next round reads; the model in place goes on serving"
         )
 
-    def _buy(self, items: Sequence[PairItem]) -> dict[str, Preference]:
-        return self._book().buy(items, judge_of(self._config, self._cluster))
+    def _labels(
+        self, moment: int, proposal: Proposal, preferences: dict[str, Preference], numbers: dict[str, float | None]
+    ) -> RoundLabels:
+        earlier = earlier_labels(self._config, self._book().labels, moment, proposal)
+        preferences |= {label.item.key: label.verdict.preferred for label in earlier}
+        return RoundLabels(proposal, tuple(label.item for label in earlier), preferences, numbers)
+
+    def _buy(self, items: Sequence[PairItem], moment: int) -> dict[str, Preference]:
+        return self._book().buy(items, judge_of(self._config, self._cluster), moment)
 
     def _numbers(self, items: Sequence[PairItem]) -> dict[str, float | None]:
         """judge_numbers, where the judge is one that has any; the share is also shown."""
@@ -105,6 +114,16 @@ class Labelling:
     @property
     def _questions(self) -> Path:
         return self._run / "labels_pending.jsonl"
+
+
+def earlier_labels(config: Config, labels: Sequence[Label], number: int, proposal: Proposal) -> list[Label]:
+    """What round `number` is fitted on beside its proposal: what the adaptation.fit_rounds - 1 newest rounds before it were
+    fitted on, in an order that does not depend on when the answers came. What was evidence is never fitted on."""
+    fraction, fresh = config.learner.reward_model.held_out_fraction, {item.key for item in proposal.items}
+    before = [label for label in labels if label.round < number and not is_evidence(label.item.messages, fraction)]
+    newest = sorted({label.round for label in before}, reverse=True)[: config.adaptation.fit_rounds - 1]
+    earlier = [label for label in before if label.round in newest and label.item.key not in fresh]
+    return sorted(earlier, key=lambda label: (label.round, label.item.key))
 
 
 def enough(proposal: Proposal, preferences: Mapping[str, Preference], min_pairs: int) -> bool:

@@ -44,13 +44,14 @@ MOST_ORIGINAL_PROMPTS = 2000  # of each, training and held out: bounds the passe
 
 @dataclass(frozen=True)
 class Round:
-    """What a fit rests on: the proposal with its labels, its number (which seeds it), and the weights of the losses of the
-    original pairs, in the file's order, where the method has any (ocrm)."""
+    """What a fit rests on: the proposal with its labels, its number (which seeds it), the weights of the losses of the original
+    pairs, in the file's order, where the method has any (ocrm), and labelled pairs of earlier rounds to fit on too."""
 
     number: int
     proposal: Proposal
     preferences: Mapping[str, Preference]
     pair_weights: Sequence[float] | None = None
+    earlier: Sequence[PairItem] = ()
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,8 @@ class RmAdapter(Watched):
         original = reward_data.read_sides(self._files, objectives, tokenizer, *settings)
         bounded = (self._bounded(sets) for sets in original)
         fit, evidence = (
-            judged_sets(items, chosen.preferences, *rest, most) for items in (proposal.fit, proposal.evidence)
+            judged_sets(items, chosen.preferences, *rest, most)
+            for items in ([*proposal.fit, *chosen.earlier], proposal.evidence)
         )
         return Data(fit, evidence, unlabelled_sets(proposal.unlabelled, *rest, most), *bounded)
 
@@ -180,10 +182,12 @@ class RmAdapter(Watched):
 
 def _facts(data: Data, chosen: Round) -> dict[str, float | None]:
     """What the decision rests on: numbers of pairs, and how old the policy was that sampled them."""
-    oldest, preferences = chosen.proposal.oldest_version, chosen.preferences
+    oldest = chosen.proposal.oldest_version
+    preferences = [chosen.preferences[item.key] for item in chosen.proposal.items if item.key in chosen.preferences]
     return {
         "judged_pairs": float(len(preferences)),
-        "ties": float(sum(preference == "tie" for preference in preferences.values())),
+        "ties": float(sum(preference == "tie" for preference in preferences)),
+        "earlier_pairs": float(len(chosen.earlier)),
         "fit_pairs": float(sum(len(prompt.pairs) for prompt in data.fit)),
         "unlabelled_prompts": float(len(data.meta)),
         "held_out_prompts": float(len(data.held_out)),

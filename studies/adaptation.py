@@ -16,6 +16,7 @@ from pathlib import Path
 from common.config import Config
 from common.types import ScoredGroup
 from driver.labels import LabelBook, make_judge
+from driver.round_labels import earlier_labels
 from learner.ocrm import pair_weights
 from learner.rm_adapter import RmAdapter, Round, Versions
 from learner.worker import LearnerWorker
@@ -46,10 +47,13 @@ class Rounds:
         proposal = self._adapter.propose_from(number, groups)
         fitted = proposal.fit if config.adaptation.method == "labelled" else ()
         judge = make_judge(replace(config.judge, labeler=None), config.run.seed)
-        labels = self._book.buy([*fitted, *proposal.evidence], judge)
+        labels = self._book.buy([*fitted, *proposal.evidence], judge, number)
+        earlier = earlier_labels(config, self._book.labels, number, proposal)
+        labels |= {label.item.key: label.verdict.preferred for label in earlier}
         target = self._directory / f"version_{number}"
         versions = Versions(str(self.served), None, self.version + 1, str(target))
-        decision = self._adapter.fit(Round(number, proposal, labels, self._weights()), versions)
+        chosen = Round(number, proposal, labels, self._weights(), [label.item for label in earlier])
+        decision = self._adapter.fit(chosen, versions)
         if decision.accepted:
             self.served, self.version = target, self.version + 1
             self.rewards.load(target)

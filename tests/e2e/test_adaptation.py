@@ -4,7 +4,7 @@ Plan
 1. A tiny run of three iterations whose test is switched off (level and guards 1, min_pairs 1): every round accepts, so the
    switch of versions is really walked: rm/version_1 and _2 with decision.json, rm/* names on the last step line of the first
    two iterations, rm/version on the lines counting 0, 1, 2, references under another key each time, the ledger in order, the
-   export that of version_2, labels.jsonl with each pair once.
+   export that of version_2, labels.jsonl with each pair once; the second round is fitted on the first one's labels too.
 2. The same run, killed when a version was accepted and before the next checkpoint, is the same run, bit for bit, and buys no
    label twice: its labels.jsonl is byte for byte that of the first.
 3. The same with judge.model, as two processes over Ray: the model that serves agrees with all of its own labels.
@@ -38,6 +38,7 @@ ADAPTS = [
     "checkpoint.every_steps=100",
 ]
 OPEN = [*ADAPTS, "adaptation.min_pairs=1", "adaptation.level=1", "adaptation.guard_accuracy=1", "iteration.num=3"]
+OPEN += ["adaptation.fit_rounds=2"]
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,7 @@ def test_accepted_versions_serve_one_after_the_other(adapted: Path) -> None:
         record = decision(directory / "decision.json")
         assert record["accepted"] and record["served_version"] == version - 1
         assert record["numbers"]["fit_pairs"] > 0 and record["numbers"]["evidence_pairs"] > 0
+        assert (record["numbers"]["earlier_pairs"] > 0) == (version == 2)
     assert not list((adapted / "rm").glob("rejected*")) and not (adapted / "rm" / "candidate").exists()
 
 

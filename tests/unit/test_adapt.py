@@ -25,6 +25,7 @@ from tests.unit.adaptation import (
     adapter,
     digests,
     fit,
+    labels,
     make_world,
     preference,
     samples,
@@ -135,6 +136,21 @@ def test_ties_are_no_evidence(world: dict[str, Any], tmp_path: Path) -> None:
     ties: dict[str, Preference] = {item.key: "tie" for item in proposal.items}
     decision = made.fit(Round(0, proposal, ties), versions(world, tmp_path / "candidate"))
     assert not decision.accepted and decision.numbers["ties"] == 80
+
+
+def test_labelled_pairs_of_earlier_rounds_are_fitted_on_too(world: dict[str, Any], tmp_path: Path) -> None:
+    made = adapter(world)
+    proposal, newer = made.propose(0, 0), made.propose_from(1, list(samples(200))[:100])
+    assert newer.fit and not {item.key for item in newer.fit} & {item.key for item in proposal.fit}
+    ties: dict[str, Preference] = {item.key: "tie" for item in newer.fit}
+    said = labels(world, proposal) | labels(world, newer) | ties
+    alone = made.fit(Round(1, newer, said), versions(world, tmp_path / "alone"))
+    assert alone.reason.startswith("0 pairs to fit") and alone.numbers["earlier_pairs"] == 0
+    both = made.fit(Round(1, newer, said, None, proposal.fit), versions(world, tmp_path / "both"))
+    assert both.accepted, both.reason
+    numbers = both.numbers
+    assert (numbers["earlier_pairs"], numbers["fit_pairs"]) == (40, 40)
+    assert (numbers["judged_pairs"], numbers["ties"]) == (len(newer.items), len(newer.fit)), "of this round alone"
 
 
 # ---- the tap ------------------------------------------------------------------------------------------------------------

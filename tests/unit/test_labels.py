@@ -13,7 +13,7 @@ from common.config import JudgeConfig
 from common.config_file import BASE, load_config
 from common.judge import JudgeError, JudgeItem, Labels, PairItem, Preference, Verdict, pair_item
 from common.types import Message
-from driver.labels import Keep, LabelBook, LabelError, make_judge, one_by_one
+from driver.labels import Keep, LabelBook, LabelError, make_judge, one_by_one, question
 
 GOLD = f"{__name__}:gold_by_length"
 LABELER = f"{__name__}:label_by_length"
@@ -41,6 +41,9 @@ def failing(items: list[JudgeItem], seed: int) -> Labels:
 
 def pair(prompt: str, response: str = "short", other: str = "much longer") -> PairItem:
     return pair_item((Message("user", prompt),), {"kind": "plain"}, response, other)
+
+
+LINE = json.dumps({**question(pair("p")), "preferred": "tie"})
 
 
 class Counter:
@@ -105,6 +108,16 @@ def test_a_kill_in_the_middle_loses_no_label(tmp_path: Path) -> None:
     assert judge.asked == [item.key for item in items[3:]]
 
 
+def test_a_label_is_of_the_round_that_asked_first(tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    path.write_text(f"{LINE}\n")  # of a run before lines named their round
+    LabelBook(path).buy([pair("p"), pair("q")], one_by_one(Counter()), 1)
+    LabelBook(path).buy([pair("q"), pair("r")], one_by_one(Counter()), 2)
+    labels = LabelBook(path).labels
+    assert [(label.item.messages[0].content, label.round) for label in labels] == [("p", 0), ("q", 1), ("r", 2)]
+    assert [label.item.key for label in labels] == [pair(prompt).key for prompt in "pqr"]
+
+
 def test_a_torn_last_line_is_dropped_and_the_file_goes_on_whole(tmp_path: Path) -> None:
     path = tmp_path / "labels.jsonl"
     LabelBook(path).buy([pair("p"), pair("q")], one_by_one(Counter()))
@@ -116,10 +129,10 @@ def test_a_torn_last_line_is_dropped_and_the_file_goes_on_whole(tmp_path: Path) 
     assert judge.asked == [pair("q").key] and path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("line", ['{"key": "k"}', "{", '{"key": "k", "preferred": "third"}', "3"])
+@pytest.mark.parametrize("line", ['{"key": "k"}', "{", LINE.replace("tie", "third"), "3"])
 def test_a_broken_line_in_the_middle_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "labels.jsonl"
-    path.write_text(f"{json.dumps({'key': 'a', 'preferred': 'tie'})}\n{line}\n")
+    path.write_text(f"{LINE}\n{line}\n")
     with pytest.raises(LabelError, match=r"labels.jsonl:2: .*remove the line"):
         LabelBook(path)
 

@@ -259,7 +259,7 @@ def test_numbers_of_a_judge_are_in_the_decision(tmp_path: Path) -> None:
     book = LabelBook(tmp_path / "labels.jsonl")
     book.buy([pair("p")], one_by_one(lambda _: "tie"))
     assert judge_numbers(book.reasons([pair("p")]))["judge_order_disagreement"] == 0.0  # a meant tie
-    counted = RoundLabels(proposed(0), {}, {"judge_unreadable": 3.0}).counted(
+    counted = RoundLabels(proposed(0), (), {}, {"judge_unreadable": 3.0}).counted(
         Decision(True, "better", {"p_value": 0.01})
     )
     assert counted.numbers == {"p_value": 0.01, "judge_unreadable": 3.0} and counted.accepted
