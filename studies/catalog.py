@@ -135,13 +135,14 @@ STUDIES = (
         (
             Arm("frozen", ADAPTATION, (), ("frozen",), SHARED),
             Arm("frozen_reset", ADAPTATION, (), ("frozen", "reset"), SHARED),
-            _rounds("labelled", "adaptation.fit_pairs=64", *UNGATED, name="labelled_64"),
-            _rounds("labelled", "adaptation.fit_pairs=64", *UNGATED, name="labelled_64_reset", options=("reset",)),
-            _rounds("labelled", "adaptation.fit_pairs=256", *UNGATED, name="labelled_256"),
-            _rounds("labelled", "adaptation.fit_pairs=256", *UNGATED, name="labelled_256_reset", options=("reset",)),
+            *(
+                _rounds("labelled", f"adaptation.fit_pairs={pairs}", *gate, name=f"labelled_{pairs}{name}{end}", options=options)
+                for pairs in (64, 256)
+                for name, gate in (("", ()), ("_ungated", UNGATED))
+                for end, options in (("", ()), ("_reset", ("reset",)))
+            ),
         ),
         page="docs/studies.md",
-        seeds=(0, 1),
     ),
 )
 
