@@ -16,6 +16,9 @@ RUN := $(if $(filter 0,$(SEED)),quickstart,quickstart-seed$(SEED))
 # One thread per process: two OpenMP pools on two cores are many times slower (docs/quickstart.md).
 export OMP_NUM_THREADS := 1
 export DS_BUILD_OPS := 0
+# Files of tests side by side; what starts whole runs has the machine to itself.
+JOBS ?= 2
+PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup setup-gpu quickstart sandbox-check study studies benchmarks test check lint unit integration e2e chaos lock clean
 
@@ -59,7 +62,8 @@ benchmarks: setup
 	$(BIN)/python -m benchmarks.ridge
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL) tests/integration tests/unit
+	$(BIN)/python -m pytest tests/e2e tests/chaos
 
 check: setup lint unit
 
@@ -69,7 +73,10 @@ lint: setup
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
-unit integration e2e chaos: setup
+unit integration: setup
+	$(BIN)/python -m pytest $(PARALLEL) tests/$@
+
+e2e chaos: setup
 	$(BIN)/python -m pytest tests/$@
 
 lock:

@@ -1,6 +1,7 @@
-"""Rounds of the reward model: the tables and the figure of study `adaptation`. Called by render.py.
+"""Rounds of the reward model: the tables and figures of studies `adaptation` and `policy_start`. Called by render.py.
 
-Arms that end in _ungated serve every candidate; the others have what adaptation.py measures of rounds that may refuse it.
+Arms that end in _ungated serve every candidate; the others have what adaptation.py measures of rounds that may refuse it. Arms
+that end in _reset start each iteration from the anchor.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from studies.statistics import paired_interval, t_interval
 from studies.tables import curve_over_steps_table, markdown_table, matched_kl_table
 
 Arms = Mapping[str, Sequence[Row]]
-BASELINE, UNGATED = "frozen", "_ungated"
+BASELINE, GATED, UNGATED, RESET = "frozen", "labelled_256", "_ungated", "_reset"
 ROUNDS = (1, 2)
 STEPS = (25.0, 50.0, 75.0)
 DRAWN_FROM = 25.0  # the first iteration is the same in all arms
@@ -27,9 +28,11 @@ def tables(arms: Arms) -> str:
     moved = _moved(arms)
     return "\n".join(
         [
-            "Candidates of the first round, where all methods have the same served model, samples and evidence; candidate "
-            "minus served:\n",
-            _candidates(fitted),
+            "Candidates, minus what served. All arms of a seed have the same served model, samples and evidence in the first "
+            "round, and in the second unless a candidate was accepted in the first:\n",
+            *(_candidates(fitted, number) for number in ROUNDS),
+            "R2 on the original held-out ratings, candidate minus served:\n",
+            *(_fits(fitted, number) for number in ROUNDS),
             "Gold by step (rounds at 25 and 50), of the arms in which a candidate served; the others are the frozen run, bit "
             "for bit:\n",
             _gold_by_step(moved),
@@ -46,9 +49,56 @@ def tables(arms: Arms) -> str:
 
 def draw(path: Path, arms: Arms) -> None:
     """Gold, what the reward model predicts, and its accuracy over the steps."""
-    moved = _moved(arms)
+    moved = {arm: rows for arm, rows in _moved(arms).items() if arm in (BASELINE, GATED) or arm.endswith(UNGATED)}
     shown = {"gold": "gold", "proxy": "what the reward model predicts", "onpolicy_accuracy": "its on-policy accuracy"}
     panels(path, [Panel(_by_step(moved, curve), "step", label) for curve, label in shown.items()])
+
+
+def starts(arms: Arms) -> str:
+    """What starting again is worth, as Markdown."""
+    shown = _different(arms)
+    return "\n".join(
+        [
+            "Gold by step, of the arms whose runs differ:\n",
+            _gold_by_step(shown),
+            "Starting again less going on, at the last step:\n",
+            _of_starting_again(arms),
+            "On-policy accuracy of the reward model that serves, by gold on held-out prompts:\n",
+            curve_over_steps_table(shown, "onpolicy_accuracy", STEPS),
+            "Gold at equal KL:\n",
+            matched_kl_table(shown, BASELINE),
+        ]
+    )
+
+
+def draw_starts(path: Path, arms: Arms) -> None:
+    """Gold and KL over the steps, without a gate or without rounds."""
+    shown = {arm: rows for arm, rows in arms.items() if UNGATED in arm or arm.startswith(BASELINE)}
+    drawn = {"gold": "gold", "kl": "KL to the anchor, nats a response"}
+    panels(path, [Panel(_by_step(shown, curve), "step", label) for curve, label in drawn.items()])
+
+
+def _different(arms: Arms) -> Arms:
+    """The first of the arms whose gold is the same at every step of every seed."""
+    found: dict[str, Sequence[Row]] = {}
+    for arm, rows in arms.items():
+        curves = [row.curve("gold") for row in rows]
+        if all(curves != [row.curve("gold") for row in known] for known in found.values()):
+            found[arm] = rows
+    return found
+
+
+def _of_starting_again(arms: Arms) -> str:
+    lines = []
+    for arm in (arm for arm in arms if arm.endswith(RESET)):
+        pairs = [
+            [{row.seed: _at(row, curve, max(STEPS)) for row in arms[name]} for name in (arm, arm.removesuffix(RESET))]
+            for curve in ("gold", "kl")
+        ]
+        gains = [paired_interval(reset, going).format(signed=True) for reset, going in pairs]
+        ends = [t_interval(list(reset.values())).format() for reset, _ in pairs]
+        lines.append([arm, ends[0], gains[0], ends[1], gains[1]])
+    return markdown_table(["arm", "gold", "less going on", "KL", "less going on"], lines)
 
 
 def _moved(arms: Arms) -> Arms:
@@ -58,32 +108,35 @@ def _moved(arms: Arms) -> Arms:
     return {arm: rows for arm, rows in arms.items() if arm == BASELINE or arm in left}
 
 
-def _candidates(arms: Arms) -> str:
-    header = ["method", "accepted", *ACCURACIES, "worst fall of R2", "seconds"]
-    return markdown_table(header, [[arm, *_candidate(rows)] for arm, rows in arms.items()])
+def _candidates(arms: Arms, number: int) -> str:
+    header = [f"round {number}", "accepted", *ACCURACIES, "seconds"]
+    return markdown_table(header, [[arm, *_candidate(rows, f"round{number}/")] for arm, rows in arms.items()])
 
 
-def _candidate(rows: Sequence[Row]) -> list[str]:
-    accepted = sum(row.end[f"round{n}/accepted"] for row in rows for n in ROUNDS)
-    changes = [
-        t_interval([row.end[f"round1/candidate_{name}"] - row.end[f"round1/{name}"] for row in rows]).format(
-            signed=True
-        )
-        for name in ACCURACIES.values()
-    ]
-    falls, seconds = [_worst_fall(row) for row in rows], [row.end["round1/wall_s"] for row in rows]
+def _candidate(rows: Sequence[Row], prefix: str) -> list[str]:
+    accepted = sum(row.end[f"{prefix}accepted"] for row in rows)
+    changes = [_change(rows, prefix, name) for name in ACCURACIES.values()]
+    seconds = [row.end[f"{prefix}wall_s"] for row in rows]
     return [
-        f"{accepted:.0f} of {len(ROUNDS) * len(rows)}",
+        f"{accepted:.0f} of {len(rows)}",
         *changes,
-        t_interval(falls).format(),
         f"{min(seconds):.0f} to {max(seconds):.0f}",
     ]
 
 
-def _worst_fall(row: Row) -> float:
-    prefix = "round1/r2/"
-    names = [name.removeprefix(prefix) for name in row.end if name.startswith(prefix)]
-    return max(row.end[f"{prefix}{name}"] - row.end[f"round1/candidate_r2/{name}"] for name in names)
+def _fits(arms: Arms, number: int) -> str:
+    """By objective."""
+    served = f"round{number}/r2/"
+    names = [name.removeprefix(served) for name in next(iter(arms.values()))[0].end if name.startswith(served)]
+    lines = [[arm, *(_change(rows, f"round{number}/", f"r2/{name}") for name in names)] for arm, rows in arms.items()]
+    return markdown_table([f"round {number}", *names], lines)
+
+
+def _change(rows: Sequence[Row], prefix: str, name: str) -> str:
+    """What the candidate has more than what served."""
+    return t_interval([row.end[f"{prefix}candidate_{name}"] - row.end[prefix + name] for row in rows]).format(
+        signed=True
+    )
 
 
 def _gold_by_step(arms: Arms) -> str:

@@ -136,7 +136,13 @@ STUDIES = (
             Arm("frozen", ADAPTATION, (), ("frozen",), SHARED),
             Arm("frozen_reset", ADAPTATION, (), ("frozen", "reset"), SHARED),
             *(
-                _rounds("labelled", f"adaptation.fit_pairs={pairs}", *gate, name=f"labelled_{pairs}{name}{end}", options=options)
+                _rounds(
+                    "labelled",
+                    f"adaptation.fit_pairs={pairs}",
+                    *gate,
+                    name=f"labelled_{pairs}{name}{end}",
+                    options=options,
+                )
                 for pairs in (64, 256)
                 for name, gate in (("", ()), ("_ungated", UNGATED))
                 for end, options in (("", ()), ("_reset", ("reset",)))

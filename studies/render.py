@@ -136,6 +136,7 @@ CAPTIONS = {
     "planted_hack": "share of responses with the planted word over KL",
     "denoising": "gains on the baseline, and right labels by strength",
     "adaptation": "gold, proxy and accuracy over the steps",
+    "policy_start": "gold and KL over the steps",
 }
 TABLES: dict[str, Callable[[Arms], str]] = {
     "sandbox": sandbox_check.tables,
@@ -145,7 +146,7 @@ TABLES: dict[str, Callable[[Arms], str]] = {
     "planted_hack": _planted,
     "denoising": denoising_tables.tables,
     "adaptation": adaptation_tables.tables,
-    "policy_start": _matched_kl,
+    "policy_start": adaptation_tables.starts,
 }
 FIGURES: dict[str, Callable[[Path, Arms], None]] = {
     "sandbox": sandbox_check.draw,
@@ -155,5 +156,5 @@ FIGURES: dict[str, Callable[[Path, Arms], None]] = {
     "planted_hack": _planted_over_kl,
     "denoising": denoising_tables.draw,
     "adaptation": adaptation_tables.draw,
-    "policy_start": _gold_over_kl,
+    "policy_start": adaptation_tables.draw_starts,
 }
