@@ -33,6 +33,7 @@ ROUNDS = (
 )
 # Every candidate serves: what the method does to the policy, where the gate would have refused it
 UNGATED = ("adaptation.level=1", "adaptation.guard_accuracy=1", "adaptation.guard_r2=1")
+KEPT = "adaptation.fit_rounds=2"  # the second round is fitted on the first one's labels too
 ADAPTATION, SHARED = "studies.adaptation:measure", ("sft", "reward_model", "frozen_run")
 HACKED = "judge.labeler=studies.labelers:hacked"
 
@@ -123,9 +124,12 @@ STUDIES = (
             _rounds("ocrm"),
             _rounds("labelled", "adaptation.fit_pairs=64", name="labelled_64"),
             _rounds("labelled", "adaptation.fit_pairs=256", name="labelled_256"),
+            _rounds("labelled", "adaptation.fit_pairs=64", KEPT, name="labelled_64_kept"),
+            _rounds("labelled", "adaptation.fit_pairs=256", KEPT, name="labelled_256_kept"),
             _rounds("literal", "adaptation.meta.size=0.05", *UNGATED, name="literal_ungated"),
             _rounds("labelled", "adaptation.fit_pairs=64", *UNGATED, name="labelled_64_ungated"),
             _rounds("labelled", "adaptation.fit_pairs=256", *UNGATED, name="labelled_256_ungated"),
+            _rounds("labelled", "adaptation.fit_pairs=256", KEPT, *UNGATED, name="labelled_256_kept_ungated"),
         ),
         page="docs/studies.md",
     ),
