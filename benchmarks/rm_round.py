@@ -34,6 +34,7 @@ from studies import artifacts, making
 from studies.catalog import ROUNDS
 from studies.lab import Lab, learner_of
 from studies.loop import Loop, Rewards
+from studies.prompts import held_out_prompts
 from studies.study import CONFIG
 
 CASES = (
@@ -131,7 +132,7 @@ def iterate(
     learner = learner_of(config)
     learner.load_policy(str(anchor), None)
     lab.start(config, anchor)
-    probe = artifacts.held_out_prompts(config, anchor)
+    probe = held_out_prompts(config, anchor)
     loop, groups, seconds = Loop(config, lab, learner, anchor, rewards.score), list[ScoredGroup](), list[float]()
     for step in range(min(steps, config.iteration.steps)):
         started = time.perf_counter()

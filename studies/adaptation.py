@@ -24,6 +24,7 @@ from studies import artifacts
 from studies.evaluation import EVALUATE_EVERY, Evaluation
 from studies.lab import Lab, Report, learner_of
 from studies.loop import Loop, Rewards
+from studies.prompts import held_out_prompts
 from studies.study import Unit
 
 Measured = tuple[dict[str, float], dict[str, list[float]]]
@@ -88,7 +89,7 @@ class Run:
         self._rm = artifacts.reward_model_of(unit.config).directory
         self._frozen = artifacts.frozen_run_of(unit.config).directory
         self.points, self.told = artifacts.points(self._frozen), dict[str, float]()
-        self._held_out = artifacts.held_out_prompts(unit.config, self._anchor)
+        self._held_out = held_out_prompts(unit.config, self._anchor)
         self._learner = learner_of(unit.config)
         self._rounds = Rounds(unit.config, self._learner, self._anchor, self._rm, directory)
         self._loop: Loop | None = None

@@ -12,15 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.prompts import shard, tokenize_prompts
 from common.codec import decode_scored
 from common.config import Config
-from common.data import read_prompts
 from common.label_sources import LabelFiles
-from common.types import Prompt, ScoredGroup
+from common.types import ScoredGroup
 from examples.sandbox.prepare import prepare
 from examples.sandbox.version import world_hash
-from studies.lab import Lab
 from studies.study import digest, explicit
 
 ROOT = Path("data") / "studies"
@@ -100,22 +97,6 @@ def write_world(config: Config) -> None:
     prepare(Path(config.data.demonstrations).parent, config.run.seed)
 
 
-def training_prompts(config: Config, anchor: Path, limit: int | None = None) -> list[Prompt]:
-    """data.prompts through the anchor's chat template."""
-    return _prompts(config, config.data.prompts, anchor, limit)
-
-
-def held_out_prompts(config: Config, anchor: Path, limit: int | None = None) -> list[Prompt]:
-    """The first `limit` (default: evaluate.prompts) of data.eval_prompts."""
-    return _prompts(config, config.data.eval_prompts, anchor, limit or config.evaluate.prompts)
-
-
-def shards(config: Config, anchor: Path) -> list[list[Prompt]]:
-    """The prompts of each iteration, as driver/loop.py cuts them."""
-    prompts, size = training_prompts(config, anchor), config.iteration.steps * config.learner.groups_per_step
-    return [shard(prompts, i, config.iteration.num, config.run.seed)[:size] for i in range(config.iteration.num)]
-
-
 def reference_responses(directory: Path) -> dict[str, tuple[str, ...]]:
     """prompt_id -> the anchor's responses."""
     lines = (directory / "references.jsonl").read_text().splitlines()
@@ -137,13 +118,6 @@ def scored_groups(directory: Path) -> list[ScoredGroup]:
 def points(directory: Path) -> list[dict[str, float]]:
     """What was measured along a frozen run."""
     return [json.loads(line) for line in (directory / POINTS_FILE).read_text().splitlines()]
-
-
-def _prompts(config: Config, source: str | None, anchor: Path, limit: int | None) -> list[Prompt]:
-    assert source is not None, "studies have prompts"
-    tokenizer = Lab.tokenizer(anchor)
-    rows = read_prompts(source, limit)
-    return tokenize_prompts(rows, tokenizer, config.data.max_prompt_tokens, config.data.long_prompts)[0]
 
 
 def _key(config: Config, prefixes: tuple[str, ...], *sizes: int) -> str:

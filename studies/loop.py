@@ -22,6 +22,7 @@ from learner.worker import LearnerWorker
 from rewarder.worker import ReferenceSamples, RewarderWorker
 from studies import artifacts
 from studies.lab import Lab, learner_of
+from studies.prompts import shards
 
 Score = Callable[[RolloutGroup], ScoredGroup]
 
@@ -32,7 +33,7 @@ class Loop:
     def __init__(self, config: Config, lab: Lab, learner: LearnerWorker, anchor: Path, score: Score):
         self._config, self._lab, self._learner, self._score = config, lab, learner, score
         self._size, self._per_iteration = config.learner.groups_per_step, config.iteration.steps
-        parts, slots = artifacts.shards(config, anchor), config.iteration.steps * config.learner.groups_per_step
+        parts, slots = shards(config, anchor), config.iteration.steps * config.learner.groups_per_step
         self._orders = [SlotPrompts(part, i * slots, config.run.seed) for i, part in enumerate(parts)]
 
     def step(self, step: int) -> list[ScoredGroup]:
@@ -56,7 +57,7 @@ class Rewards:
         self._samples: list[ReferenceSamples] = []
         if config.aggregation.kind not in UNCENTRED:
             responses = artifacts.reference_responses(rm)
-            prompts = [prompt for part in artifacts.shards(config, anchor) for prompt in part]
+            prompts = [prompt for part in shards(config, anchor) for prompt in part]
             self._samples = [ReferenceSamples(p.prompt_id, p.messages, responses[p.prompt_id]) for p in prompts]
         self.load(directory)
 

@@ -22,6 +22,7 @@ from studies import artifacts
 from studies.evaluation import EVALUATE_EVERY, Evaluation
 from studies.lab import Lab, Report, learner_of
 from studies.loop import Loop, reward_of
+from studies.prompts import held_out_prompts, shards, training_prompts
 
 PROBE_PROMPTS = 64
 
@@ -46,7 +47,7 @@ def make_reward_model(config: Config, lab: Lab, directory: Path, report: Report)
     learner = learner_of(config)
     learner.load_anchor(str(anchor))
     lab.start(config, anchor)
-    lab.publish_anchor(learner, anchor, artifacts.training_prompts(config, anchor, PROBE_PROMPTS))
+    lab.publish_anchor(learner, anchor, training_prompts(config, anchor, PROBE_PROMPTS))
     report("collect", 0, 3)
     _collect(config, lab, anchor, directory)
     report("references", 1, 3)
@@ -61,7 +62,7 @@ def make_shifted(config: Config, lab: Lab, directory: Path, report: Report) -> N
     learner = learner_of(config)
     learner.load_policy(str(anchor), None)
     lab.start(config, anchor)
-    held_out = artifacts.held_out_prompts(config, anchor, artifacts.SHIFTED_PROMPTS)
+    held_out = held_out_prompts(config, anchor, artifacts.SHIFTED_PROMPTS)
     loop, steps = Loop(config, lab, learner, anchor, reward_of(config, anchor, rm)), config.iteration.steps
     for step in range(steps):
         report("step", step, steps)
@@ -79,7 +80,7 @@ def make_frozen_run(config: Config, lab: Lab, directory: Path, report: Report) -
     learner = learner_of(config)
     learner.load_policy(str(anchor), None)
     lab.start(config, anchor)
-    held_out, per = artifacts.held_out_prompts(config, anchor), config.iteration.steps
+    held_out, per = held_out_prompts(config, anchor), config.iteration.steps
     assert config.judge.function is not None, "studies have a judge"
     watcher = Evaluation(lab, held_out, anchor, rm / "model", config.judge.function, config.rewarder.max_tokens)
     loop, total = Loop(config, lab, learner, anchor, reward_of(config, anchor, rm)), config.iteration.num * per
@@ -118,7 +119,7 @@ MAKERS: dict[str, Callable[[Config, Lab, Path, Report], None]] = {
 def _collect(config: Config, lab: Lab, anchor: Path, directory: Path) -> None:
     judge, seed = config.judge, config.run.seed
     assert judge.labeler is not None, "studies have a labeler"
-    prompts = artifacts.training_prompts(config, anchor, judge.collect_prompts)
+    prompts = training_prompts(config, anchor, judge.collect_prompts)
     sampled = lab.sample(prompts, judge.collect_responses, seed, "collect")
     ratings, pairs = label_samples(load_function(judge.labeler), prompts, sampled, seed)
     write_jsonl(directory / "ratings.jsonl", ratings)
@@ -126,7 +127,7 @@ def _collect(config: Config, lab: Lab, anchor: Path, directory: Path) -> None:
 
 
 def _references(config: Config, lab: Lab, anchor: Path, directory: Path) -> None:
-    prompts = [prompt for part in artifacts.shards(config, anchor) for prompt in part]
+    prompts = [prompt for part in shards(config, anchor) for prompt in part]
     sampled = lab.sample(prompts, config.aggregation.references_per_prompt, config.run.seed, "references")
     rows = zip(prompts, sampled, strict=True)
     write_jsonl(

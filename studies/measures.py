@@ -12,6 +12,7 @@ from studies import artifacts, reward_quality
 from studies.evaluation import EVALUATE_EVERY, Evaluation
 from studies.lab import Lab, Report, learner_of
 from studies.loop import Loop, gold_reward, reward_of
+from studies.prompts import held_out_prompts
 from studies.study import Unit, with_aggregation_weights
 
 Measured = tuple[dict[str, float], dict[str, list[float]]]
@@ -26,7 +27,7 @@ def policy(unit: Unit, lab: Lab, report: Report) -> Measured:
     learner = learner_of(config)
     learner.load_policy(str(anchor), None)
     lab.start(config, anchor)
-    held_out = artifacts.held_out_prompts(config, anchor)
+    held_out = held_out_prompts(config, anchor)
     assert config.judge.function is not None, "studies have a judge"
     model = rm / "model"
     limits = config.judge.function, config.rewarder.max_tokens

@@ -34,6 +34,7 @@ from common.types import Message
 from rewarder.scoring import BATCH_TOKENS, Conversation, Rendered, batches, collate, render
 from studies import artifacts
 from studies.evaluation import TIE
+from studies.prompts import training_prompts
 
 CPU = torch.device("cpu")
 FLIPS, APART = 31, 33  # streams of the seed
@@ -79,7 +80,7 @@ def load(config: Config) -> World:
 def labelled_samples(config: Config) -> list[Samples]:
     """The SFT policy's responses of the seed's reward model; its ratings say neither the prompts' meta nor why they ended."""
     anchor, rm = artifacts.sft_of(config).directory, artifacts.reward_model_of(config).directory
-    prompts = artifacts.training_prompts(config, anchor, config.judge.collect_prompts)
+    prompts = training_prompts(config, anchor, config.judge.collect_prompts)
     texts = [json.loads(line)["response"] for line in (rm / "ratings.jsonl").read_text().splitlines()]
     size, limit = config.judge.collect_responses, config.actors.max_response_tokens
     assert len(texts) == size * len(prompts), f"{rm} has {len(texts)} responses to {len(prompts)} prompts"

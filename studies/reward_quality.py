@@ -33,6 +33,7 @@ from rewarder.scoring import render
 from studies import artifacts
 from studies.lab import Lab, Report, learner_of
 from studies.noisy_pairs import ordered
+from studies.prompts import held_out_prompts
 
 CPU = torch.device("cpu")
 PROMPTS, SAMPLES = 600, 4
@@ -151,7 +152,7 @@ def _held_out(config: Config, lab: Lab, anchor: Path, model: GatedRewardModel) -
     learner = learner_of(config)
     learner.load_anchor(str(anchor))
     lab.start(config, anchor)
-    prompts = artifacts.held_out_prompts(config, anchor, PROMPTS)
+    prompts = held_out_prompts(config, anchor, PROMPTS)
     lab.publish_anchor(learner, anchor, prompts)
     sets, golds, weights, pairs = [], [], [], []
     for prompt, rollouts in zip(prompts, lab.sample(prompts, SAMPLES, config.run.seed, "held out"), strict=True):

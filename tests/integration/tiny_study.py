@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from studies.lab import Lab, Report
 from studies.study import Arm, Study, Unit
+
+if TYPE_CHECKING:
+    from studies.lab import Lab, Report
 
 HERE = "tests.integration.tiny_study"
 UNIT_S = 0.7
