@@ -1,18 +1,29 @@
 """Ray's files of the tests lie in a directory of their own: a cluster that ran here before is not found, and none is left.
-Property tests have no time limit of their own: a busy machine is no failure."""
+Property tests have no time limit of their own: a busy machine is no failure. Every test, and what is set up for it, draws the
+same random numbers, whatever ran before it in its process."""
 
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import tempfile
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -77,7 +77,8 @@ def test_a_discarded_candidate_leaves_nothing_and_touches_nothing(
     world: dict[str, Any], tmp_path: Path, tier: str, method: str
 ) -> None:
     before = digests(world["root"])
-    made = adapter(world, *QUICK, f"adaptation.tier={tier}", f"adaptation.method={method}", "adaptation.steps=10")
+    small = ("adaptation.steps=10", "adaptation.meta.size=0.05")
+    made = adapter(world, *QUICK, f"adaptation.tier={tier}", f"adaptation.method={method}", *small)
     decision = fit(world, made, tmp_path / "candidate", wrong=True)
     assert not decision.accepted and "not shown to be better" in decision.reason
     assert list(tmp_path.iterdir()) == [] and digests(world["root"]) == before
