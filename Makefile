@@ -1,6 +1,6 @@
 # make quickstart [SEED=n]   the whole loop in the sandbox (minutes, 2 cores); again: goes on where it stopped
 # make test                  every test: unit, integration, e2e, chaos
-# make check                 format, lint, types, import rules, unit tests (a minute)
+# make check                 format, lint, types, import rules, unit tests (under three minutes)
 # make benchmarks           what scoring and closed-form heads cost (a quarter of an hour on an idle machine)
 # make sandbox-check         is the sandbox a fit instrument? (half an hour; units that have their row are skipped)
 # make study NAME=...        one study: what is missing is run, two units at once, then tables and plots are written to docs/
