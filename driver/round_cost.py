@@ -71,7 +71,7 @@ def most_sequences(config: Config) -> int:
     samples of the kept groups, and original prompts on both sides, of two responses each."""
     adaptation, iteration = config.adaptation, config.iteration
     fitted, rounds = adaptation.fit_pairs if adaptation.method == "labelled" else 0, due_steps(adaptation, iteration)
-    pairs, earlier = adaptation.evidence_pairs + fitted, fitted * (min(adaptation.fit_rounds, len(rounds)) - 1)
+    pairs, earlier = adaptation.evidence_pairs + fitted, fitted * max(min(adaptation.fit_rounds, len(rounds)) - 1, 0)
     steps = min(rounds.step, iteration.steps)
     groups = min(GROUPS_PER_PAIR * pairs, steps * config.learner.groups_per_step)
     return 2 * (pairs + earlier) + groups * config.actors.responses_per_prompt + 2 * 2 * MOST_ORIGINAL_PROMPTS

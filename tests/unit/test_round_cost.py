@@ -47,6 +47,7 @@ def test_cached_tiers_weigh_the_model_and_its_states(llama: Shape, tier: str) ->
     assert adapter_bytes(config(f"adaptation.tier={tier}", "adaptation.gpus=1"), llama) == 2 * ALL, "states are in RAM"
     twice = config("adaptation.fit_rounds=99", "iteration.num=3")
     assert most_sequences(twice) == 512 + 256 + 8192 + 8000, "two rounds: the first one's 128 pairs again"
+    assert most_sequences(config("iteration.num=1")) == 512 + 8192 + 8000, "no round, and none before it"
     few = config("iteration.steps=4", "learner.groups_per_step=10", "adaptation.min_pairs=20")
     assert most_sequences(few) == 512 + 40 * 8 + 8000
     label_free = config("adaptation.method=none", "adaptation.when=steps", "adaptation.every_steps=5")
