@@ -1,6 +1,6 @@
 """Ray's files of the tests lie in a directory of their own: a cluster that ran here before is not found, and none is left.
 Property tests have no time limit of their own: a busy machine is no failure. Every test, and what is set up for it, draws the
-same random numbers, whatever ran before it in its process."""
+same random numbers, whatever ran before it in its process; TEST_SEED=1 gives it others, to see what hangs on them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from hypothesis import settings
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
+SEED = int(os.environ.get("TEST_SEED", "0"))
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    random.seed(0)
-    np.random.seed(0)
-    torch.manual_seed(0)
+    random.seed(SEED)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
 
 
 @pytest.fixture(scope="session", autouse=True)

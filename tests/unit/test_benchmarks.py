@@ -62,10 +62,13 @@ def test_pieces_are_timed_in_turns() -> None:
 
 def test_a_round_is_a_share_of_iteration_and_round() -> None:
     spent = [rm_round.Spent(0.5, 0.5, fit_s, 1.0, growth_mib=9.0) for fit_s in (1.0, 3.0, 2.0)]
-    rows = {row.what: row for row in rm_round.rows_of([2.0, 4.0, 6.0], {("gate", "labelled"): spent})}
-    assert rows["iteration of 3 steps"].value == 12 and rows["a step"].value == 4
+    rows = {
+        row.what: row for row in rm_round.rows_of([[2.0, 4.0], [5.0, 7.0], [3.0, 9.0]], {("gate", "labelled"): spent})
+    }
+    assert rows["iteration of 2 steps"].value == 12 and rows["a step"].value == 4.5
     whole, share = rows["tier gate, labelled: round"], rows["tier gate, labelled: share"]
-    assert (whole.value, whole.low, whole.high) == (4, 3, 5) and share.value == pytest.approx(4 / 16)
+    assert (whole.value, whole.low, whole.high) == (4, 3, 5)
+    assert (share.low, share.value, share.high) == pytest.approx((4 / 16, 5 / 17, 3 / 9))
     assert rows["tier gate, labelled: fit"].value == 2 and rows["tier gate, labelled: peak growth"].value == 9
 
 
