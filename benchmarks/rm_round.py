@@ -5,8 +5,9 @@
 One iteration of the sandbox's loop in this process, as the studies run it (studies/loop.py: the engine, the rewarder and the
 learner as they are; the engine's start and the references are not counted). Then rounds on that iteration's own groups, all
 from the model that scored them: which pairs, gold's labels of them, the updates, and the rest of the adapter's work (loading,
-states, weighing). Settings are those of study adaptation, the same number of updates for every tier. What the seed's models
-need is made first where it is not in data/studies.
+states, weighing). All of it `--repeats` times, so that a share is of the iteration just before. Settings are those of study
+adaptation, the same number of updates for every tier. What the seed's models need is made first where it is not in
+data/studies.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=25, help="of the iteration, at most the configuration's")
     parser.add_argument("--updates", type=int, default=60, help="of each fit")
-    parser.add_argument("--repeats", type=int, default=3, help="of each round")
+    parser.add_argument("--repeats", type=int, default=3, help="of the iteration, each with its rounds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("data/benchmarks"))
     asked = parser.parse_args()
@@ -114,15 +115,16 @@ def measure(config: Config, lab: Lab, steps: int, repeats: int, scratch: Path) -
     anchor, rm = artifacts.sft_of(config).directory, artifacts.reward_model_of(config).directory
     served = scratch / "version_0"
     rewards = Rewards(config, anchor, rm, served)
-    groups, seconds = iterate(config, lab, anchor, rewards, steps)
-    spent: dict[tuple[str, str], list[Spent]] = {case: [] for case in CASES}
+    iterations, spent = list[list[float]](), {case: list[Spent]() for case in CASES}
     for repeat in range(repeats):
+        groups, seconds = iterate(config, lab, anchor, rewards, steps)
+        iterations.append(seconds)
         for tier, method in CASES[:: -1 if repeat % 2 else 1]:
             adaptation = replace(config.adaptation, tier=tier, method=method)
             with tempfile.TemporaryDirectory(dir=scratch) as directory:
                 chosen = replace(config, adaptation=adaptation), artifacts.label_files(rm), served, groups
                 spent[tier, method].append(hold(*chosen, Path(directory)))
-    return rows_of(seconds, spent)
+    return rows_of(iterations, spent)
 
 
 def iterate(
@@ -159,15 +161,16 @@ def hold(config: Config, files: LabelFiles, served: Path, groups: Sequence[Score
     return Spent(propose, judged, adapter.updates_s, rest - adapter.updates_s, memory_mib("VmHWM") - before)
 
 
-def rows_of(seconds: Sequence[float], spent: dict[tuple[str, str], list[Spent]]) -> list[Row]:
-    iteration = sum(seconds)
-    rows = [Row(f"iteration of {len(seconds)} steps", iteration, "s")]
-    rows.append(Row("a step", median(seconds), "s", min(seconds), max(seconds)))
+def rows_of(iterations: Sequence[Sequence[float]], spent: dict[tuple[str, str], list[Spent]]) -> list[Row]:
+    """`iterations` has the seconds of each step, and `spent` a round of each case, of the same repeats."""
+    totals, steps = [sum(seconds) for seconds in iterations], [one for seconds in iterations for one in seconds]
+    rows = [_row(f"iteration of {len(iterations[0])} steps", totals, "s"), _row("a step", steps, "s")]
     for (tier, method), rounds in spent.items():
         name = f"tier {tier}, {method}"
         whole = [one.whole_s for one in rounds]
         rows.append(_row(f"{name}: round", whole, "s"))
-        rows.append(_row(f"{name}: share", [s / (iteration + s) for s in whole], "of iteration and round"))
+        shares = [s / (total + s) for total, s in zip(totals, whole, strict=True)]
+        rows.append(_row(f"{name}: share", shares, "of iteration and round"))
         for part in ("propose", "judge", "fit", "weigh"):
             rows.append(_row(f"{name}: {part}", [getattr(one, f"{part}_s") for one in rounds], "s"))
         rows.append(_row(f"{name}: peak growth", [one.growth_mib for one in rounds], "MiB"))
