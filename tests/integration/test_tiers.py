@@ -67,7 +67,7 @@ def test_the_lora_tier_is_held_to_the_ratings(world: dict[str, Any], tmp_path: P
     assert not decision.accepted
     for name in OBJECTIVES:
         assert f"R2 of {name} on held-out ratings falls by" in decision.reason
-        assert decision.numbers[f"candidate_r2/{name}"] < decision.numbers[f"r2/{name}"] - 0.1
+        assert cast(float, decision.numbers[f"candidate_r2/{name}"]) < 0.9 < cast(float, decision.numbers[f"r2/{name}"])
 
 
 @pytest.mark.parametrize(
