@@ -118,7 +118,8 @@ def test_a_judge_model_of_its_own_labels_the_pairs(first: Path, launch: Launch, 
 
 
 def test_lora_while_sampling_overlaps_training(first: Path, launch: Launch, runs: Path) -> None:
-    settings = ["adaptation.tier=lora", "adaptation.guard_r2=1", "rewarder.num=2", "iteration.max_staleness=1"]
+    settings = ["adaptation.tier=lora", "adaptation.learning_rate=1e-4", "adaptation.guard_r2=1"]
+    settings += ["rewarder.num=2", "iteration.max_staleness=1"]
     run = launch("run.name=lora", *ready_made(first), *OPEN, *settings, "iteration.num=2")
     assert run.wait() == 0, run.log.read_text()[-4000:]
     rows = read_rows(runs / "lora" / "metrics.jsonl")
