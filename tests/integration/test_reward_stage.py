@@ -44,6 +44,7 @@ JOBS: dict[str, tuple[int, bool, tuple[str, ...]]] = {
     "two_zero_0": (2, True, ()),
     "two_zero_2": (2, True, ("learner.zero_stage=2",)),
 }
+
 pytestmark = pytest.mark.timeout(400)
 
 
