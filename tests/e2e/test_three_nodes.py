@@ -46,7 +46,10 @@ def namespaces_work() -> bool:
     return tool is not None and subprocess.run([tool, "-m", "true"], capture_output=True, check=False).returncode == 0
 
 
-pytestmark = pytest.mark.skipif(not namespaces_work(), reason="hiding a disk from a node needs `unshare -m` (root)")
+pytestmark = [
+    pytest.mark.skipif(not namespaces_work(), reason="hiding a disk from a node needs `unshare -m` (root)"),
+    pytest.mark.timeout(1800),  # ten processes with torch on two cores: 536 s seen beside other work
+]
 
 
 class Node:
@@ -152,17 +155,17 @@ def test_a_whole_node_is_killed_and_the_resumed_run_ends(
         return Launched(runs, data, *settings, *more, config="tests/e2e/three_nodes.yaml")
 
     run = launch()
-    run.wait_for("step 3/8")
+    run.wait_for("step 3/8", 600)
     text = run.log.read_text()
     assert len(re.findall(r"node \w{8}", text.partition("run.dir is not shared")[0].splitlines()[-1])) == 2
     nodes.kill_one_with_roles()
-    assert run.wait(120) == 1, run.log.read_text()[-3000:]
+    assert run.wait(240) == 1, run.log.read_text()[-3000:]
     lost = re.search(r"error: [\w-]+ (died|failed).* Dead: .*(actor|rewarder|learner)-\d", run.log.read_text())
     assert lost, run.log.read_text()[-3000:]
     run.assert_gone()
     nodes.add()
     resumed = launch("--resume")
-    assert resumed.wait(400) == 0, resumed.log.read_text()[-4000:]
+    assert resumed.wait(900) == 0, resumed.log.read_text()[-4000:]
     text = resumed.log.read_text()
     assert "resuming from step_2" in text and "ledger: every slot ended once (32 trained, 0 dropped)" in text
     rows = read_rows(runs / "three" / "metrics.jsonl")
