@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 ROOT = Path(__file__).parent.parent.parent
-# Of relative_difference: up to 0.006 seen on three kinds of CPU, 2 and more where a case was another.
+# Of relative_difference: up to 0.006 seen with three kinds of CPU kernels, 2 and more where a case was another.
 SAME = 0.05
 
 
