@@ -14,16 +14,16 @@ import sys
 from contextlib import ExitStack
 from types import FrameType
 
-from common.config import COMMANDS, STAGES, Config
-from common.config_file import ConfigError, load_config, save_config
+from common.config.config import COMMANDS, STAGES, Config
+from common.config.file import ConfigError, load_config, save_config
+from common.data.sources import DataError
 from common.judge import JudgeError
-from common.queue import QueueError, ServerError
-from common.sources import DataError
-from driver.checkpoint import CheckpointError
-from driver.environment import environment
-from driver.labels import LabelError
-from driver.preflight import check
-from driver.progress import fail, say
+from common.queue.queue import QueueError, ServerError
+from driver.judges.label_book import LabelError
+from driver.preflight.environment import environment
+from driver.preflight.preflight import check
+from driver.record.checkpoint import CheckpointError
+from driver.record.progress import fail, say
 
 
 def main() -> None:
@@ -87,10 +87,13 @@ def write_run_files(config: Config) -> None:
 
 def run(config: Config, stages: list[str], cleanup: ExitStack) -> None:
     """Runs the stages; whatever happens, the roles are stopped before this returns."""
-    from driver.cluster import Cluster, RoleError  # torch, ray and transformers load after the checks, not before
+    from driver.cluster.cluster import (  # torch, ray and transformers load after the checks, not before
+        Cluster,
+        RoleError,
+    )
+    from driver.cluster.disks import DiskError
     from driver.commands import CommandError
-    from driver.disks import DiskError
-    from driver.export import ExportError
+    from driver.export.stage import ExportError
     from driver.stages import StageError, run_stages
 
     failed = (RoleError, StageError, ExportError, CommandError, DiskError, CheckpointError, QueueError, ServerError)

@@ -30,7 +30,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
 from actors.prompts import SampleRequest
-from common.config import ActorsConfig, PolicyConfig
+from common.config.config import ActorsConfig, PolicyConfig
 from common.models import local_directory, tensor_names
 from common.types import FloatArray, IntArray, Rollout
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from common.data import PromptRow
+from common.data.data import PromptRow
 from common.types import IntArray, Message, Prompt
 
 SEED_LIMIT = 2**31 - 10**4  # a response seed plus k < 10^4 still fits in an int32

@@ -19,8 +19,8 @@ from typing import Protocol
 
 from actors.gate import Gate
 from actors.prompts import SampleRequest, SlotPrompts, response_seed
-from common.codec import EncodeError
-from common.queue import Queue, WorkItem
+from common.queue.codec import EncodeError
+from common.queue.queue import Queue, WorkItem
 from common.types import Prompt, Rollout, RolloutGroup
 
 BLOCK_S = 1.0

@@ -17,8 +17,8 @@ from actors.gate import Gate
 from actors.prompts import SampleRequest, SlotPrompts
 from actors.rollout_loop import RolloutLoop
 from actors.shared_memory import directory
-from common.address import QueueAddress
-from common.config import ActorsConfig, PolicyConfig
+from common.config.config import ActorsConfig, PolicyConfig
+from common.queue.address import QueueAddress
 from common.types import FloatArray, IntArray, Prompt, Rollout
 
 logger = logging.getLogger(__name__)

@@ -2,10 +2,10 @@
 
     python -m benchmarks.ridge [--rows N] [--features N] [--objectives N] [--out DIR]
 
-Random hidden states as learner/feature_cache.py keeps them (float32, memory-mapped, on disk while this runs), four fifths to
-fit and the rest to pick alpha. Three ways for ratings to be missing: none is; each row is rated by one of 7 sources, as in the
-data of the released reward model; at random, where no two objectives share a Gram matrix (the most work and memory). Each is
-fitted in a process of its own, whose whole peak counts: interpreter, torch and mapped pages too.
+Random hidden states as learner/reward_model/feature_cache.py keeps them (float32, memory-mapped, on disk while this runs),
+four fifths to fit and the rest to pick alpha. Three ways for ratings to be missing: none is; each row is rated by one of 7
+sources, as in the data of the released reward model; at random, where no two objectives share a Gram matrix (the most work
+and memory). Each is fitted in a process of its own, whose whole peak counts: interpreter, torch and mapped pages too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from numpy.lib.format import open_memmap
 
 from benchmarks.measure import Row, publish
-from learner.ridge import Block, fit_ridge
+from learner.reward_model.ridge import Block, fit_ridge
 
 BLOCK_ROWS = 8192
 SOURCES = 7

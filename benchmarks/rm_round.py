@@ -25,12 +25,12 @@ from statistics import median
 import torch
 
 from benchmarks.measure import Row, publish
-from common.config import Config
-from common.config_file import load_config
-from common.label_sources import LabelFiles
+from common.config.config import Config
+from common.config.file import load_config
+from common.data.label_sources import LabelFiles
 from common.types import ScoredGroup
-from driver.labels import LabelBook, make_judge
-from learner.rm_adapter import RmAdapter, Round, Versions
+from driver.judges.label_book import LabelBook, make_judge
+from learner.adaptation.worker import RmAdapter, Round, Versions
 from studies import artifacts, making
 from studies.catalog import ROUNDS
 from studies.lab import Lab, learner_of

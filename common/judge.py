@@ -1,8 +1,8 @@
 """What a judge sees and says: the item to be judged, labels for training, and how a function is named in a config.
 
 Owns the records between the project and a user's judge or labeler (`judge.function`, `judge.labeler`), and the only
-place that resolves "package.module:function". Called by the driver, the stages that buy labels (driver/labels.py keeps
-those of pairs) and the reward model's adapter; holds no torch.
+place that resolves "package.module:function". Called by the driver, the stages that buy labels (driver/judges/label_book.py
+keeps those of pairs) and the reward model's adapter; holds no torch.
 """
 
 from __future__ import annotations

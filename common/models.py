@@ -1,6 +1,7 @@
 """Models by name: a local directory or a Hub id; no torch.
 
-Used by every role: each node downloads what it needs to its own cache, and has what the driver sent it (driver/disks.py).
+Used by every role: each node downloads what it needs to its own cache, and has what the driver sent it
+(driver/cluster/disks.py).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 
-from common.config import Config
+from common.config.config import Config
 
 FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from common.config import Config
-from driver.explanation import explain_responses
-from driver.rm_evaluation import evaluate_reward_model
-from driver.run import Run
+from common.config.config import Config
+from driver.cluster.run import Run
+from driver.evaluate_rm.command import evaluate_reward_model
+from driver.explain.command import explain_responses
 
 
 class CommandError(RuntimeError):

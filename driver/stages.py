@@ -18,27 +18,27 @@ from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
 
-from common.config import COMMANDS, Config
-from common.data import read_prompts, write_jsonl
+from common.config.config import COMMANDS, Config
+from common.data.data import read_prompts, write_jsonl
 from common.judge import JudgeItem, label_samples, load_function, without_equal_texts
+from common.model_size import DTYPE_BYTES, num_parameters
 from common.models import absolute
-from driver import checkpoint
-from driver.adaptation import RewardModels, served_model
-from driver.cluster import Cluster
+from driver.cluster.cluster import Cluster
+from driver.cluster.long_calls import follow
+from driver.cluster.run import Run
 from driver.commands import run_evaluate_rm, run_explain
-from driver.evaluation import format_table, gold_table
-from driver.export import Export, is_current
-from driver.long_calls import follow
-from driver.loop import Loop, Paths
-from driver.loop_state import read_loop_state
-from driver.measures import format_accuracy, summary_without_judge
-from driver.model_size import DTYPE_BYTES, num_parameters
-from driver.preferences import run_preferences
-from driver.progress import say
-from driver.publish import Publisher
-from driver.references import sample_prompts
-from driver.report import write_report
-from driver.run import Run
+from driver.export.stage import Export, is_current
+from driver.loop.evaluation import format_table, gold_table
+from driver.loop.loop import Loop, Paths
+from driver.loop.publish import Publisher
+from driver.loop.references import sample_prompts
+from driver.preferences.stage import run_preferences
+from driver.record import checkpoint
+from driver.record.loop_state import read_loop_state
+from driver.record.progress import say
+from driver.report.measures import format_accuracy, summary_without_judge
+from driver.report.page import write_report
+from driver.rounds.reward_models import RewardModels, served_model
 
 ROLE_STAGES = {"sft", "collect", "preferences", "reward_model", "iterate", "export"}
 

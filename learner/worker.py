@@ -16,23 +16,23 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from common.address import QueueAddress
-from common.config import Config, LearnerConfig, term_names
-from common.data import read_demonstrations, read_pairs
-from common.label_sources import LabelFiles
-from common.ledger import BatchAssembler, Ledger
+from common.config.config import Config, LearnerConfig, term_names
+from common.data.data import read_demonstrations, read_pairs
+from common.data.label_sources import LabelFiles
+from common.queue.address import QueueAddress
+from common.queue.ledger import BatchAssembler, Ledger
 from common.types import FloatArray, IntArray, ScoredGroup
-from learner import sft
-from learner.engine import Engine, freeze, init_process_group
-from learner.ocrm import log_ratios
-from learner.own_host import own_host
-from learner.policy_source import revision_of, tokenizer_of
-from learner.progress import Watched
-from learner.reward_stage import RewardStage
-from learner.step_metrics import check_staleness, explain, group_metrics
-from learner.train import train_step
-from learner.transform_metrics import transform_metrics
-from learner.weights import probe_logprobs, to_shards
+from learner.adaptation.ocrm import log_ratios
+from learner.policy import sft
+from learner.policy.source import revision_of, tokenizer_of
+from learner.policy.step_metrics import check_staleness, explain, group_metrics
+from learner.policy.train import train_step
+from learner.policy.transform_metrics import transform_metrics
+from learner.policy.weights import probe_logprobs, to_shards
+from learner.ranks.engine import Engine, freeze, init_process_group
+from learner.ranks.own_host import own_host
+from learner.ranks.progress import Watched
+from learner.reward_model.stage import RewardStage
 from rewarder.model import DTYPES
 
 READ_RECORDS = 256

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from common.config import KINDS, ONE_SCORE, SINGLE, UNCENTRED, UNTRANSFORMED, AggregationConfig
+from common.config.config import KINDS, ONE_SCORE, SINGLE, UNCENTRED, UNTRANSFORMED, AggregationConfig
 
 
 @dataclass(frozen=True)

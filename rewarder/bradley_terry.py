@@ -2,9 +2,9 @@
 
 Such a model is a gated one with a single objective, whose gate is always 1 (softmax over one objective): score = w . h_R.
 So it is rendered, batched and read at the same token as the model that it is compared with, not by the classifier's own
-rule, which looks for a pad token (a known source of silent errors). Read by driver/rm_models.py (evaluate_rm.baseline) and
-rewarder/judge.py;
-made and written by learner/reward_stage.py (learner.reward_model.baseline).
+rule, which looks for a pad token (a known source of silent errors). Read by driver/evaluate_rm/models.py
+(evaluate_rm.baseline) and rewarder/judge.py;
+made and written by learner/reward_model/stage.py (learner.reward_model.baseline).
 """
 
 from __future__ import annotations

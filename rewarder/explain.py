@@ -2,7 +2,7 @@
 
     score = sum_k g_k (r T)_k, so contribution_k = g_k (r T)_k, and the contributions sum to the score.
 
-Called by driver/explanation.py (stage explain). Source: Wang et al. 2406.12845, the gated score.
+Called by driver/explain/command.py (stage explain). Source: Wang et al. 2406.12845, the gated score.
 """
 
 from __future__ import annotations

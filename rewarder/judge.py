@@ -1,7 +1,7 @@
 """A reward model as a judge of pairs: a Ray actor beside the rewarders, with a model of its own.
 
-Called by the driver alone (driver/judges.py). A pair is scored by itself, as a group is, so that its answer does not depend on
-which other pairs were asked about: a repeated round gets the same labels.
+Called by the driver alone (driver/judges/judges.py). A pair is scored by itself, as a group is, so that its answer does not
+depend on which other pairs were asked about: a repeated round gets the same labels.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from transformers import AutoTokenizer
 
-from common.config import RewarderConfig
+from common.config.config import RewarderConfig
 from common.judge import TOO_LONG, PairItem, Verdict
 from rewarder.aggregate import debias
 from rewarder.bradley_terry import load_gated_or_classifier

@@ -1,6 +1,6 @@
 """RewardBench's arithmetic: from scores and accuracies of subsets to the published numbers, v1 and v2. Pure maths.
 
-Called by driver/rm_evaluation.py with what a reward model said of each prompt. The functions are written from the rules;
+Called by driver/evaluate_rm/command.py with what a reward model said of each prompt. The functions are written from the rules;
 what the rules are was checked on 2026-11-21 against public copies of allenai/reward-bench:
 
 - v1 sections and counts: analysis/constants.py. Its older version has the two xstest counts swapped (refuse 250, respond

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from common.sources import short
+from common.data.sources import short
 from common.types import Message
 from rewarder.model import GatedRewardModel, RewardOutput
 

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from common.address import QueueAddress
-from common.codec import EncodeError
-from common.config import AggregationConfig, RewarderConfig, term_names
-from common.queue import RolloutItem
+from common.config.config import AggregationConfig, RewarderConfig, term_names
+from common.queue.address import QueueAddress
+from common.queue.codec import EncodeError
+from common.queue.queue import RolloutItem
 from common.types import FloatArray, Message, Reward, RolloutGroup, ScoredGroup
 from rewarder.aggregate import center_and_scale, combined_scores, rewards
 from rewarder.aggregation import aggregation_of, check_live_groups

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from driver.progress import say
+from driver.record.progress import say
 from studies import catalog, render, runner, sandbox_check
 from studies.study import Study
 

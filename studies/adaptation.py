@@ -13,12 +13,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from common.config import Config
+from common.config.config import Config
 from common.types import ScoredGroup
-from driver.labels import LabelBook, make_judge
-from driver.round_labels import earlier_labels
-from learner.ocrm import pair_weights
-from learner.rm_adapter import RmAdapter, Round, Versions
+from driver.judges.label_book import LabelBook, make_judge
+from driver.rounds.labelling import earlier_labels
+from learner.adaptation.ocrm import pair_weights
+from learner.adaptation.worker import RmAdapter, Round, Versions
 from learner.worker import LearnerWorker
 from studies import artifacts
 from studies.evaluation import EVALUATE_EVERY, Evaluation

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.codec import decode_scored
-from common.config import Config
-from common.label_sources import LabelFiles
+from common.config.config import Config
+from common.data.label_sources import LabelFiles
+from common.queue.codec import decode_scored
 from common.types import ScoredGroup
 from examples.sandbox.prepare import prepare
 from examples.sandbox.version import world_hash

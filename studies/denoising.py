@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.strength import Moments, moments
+from learner.preferences.strength import Moments, moments
 from studies import noisy_pairs, strengths, treatments
 from studies.lab import Lab, Report
 from studies.noisy_pairs import Pairs

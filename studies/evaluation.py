@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM
 from common.judge import JudgeItem, load_function
 from common.types import Prompt, Rollout
 from examples.sandbox.gold import OBJECTIVES
-from learner.batch import Row, collate
-from learner.logprobs import token_logprobs
-from learner.reward_training import gated_score
+from learner.ranks.batch import Row, collate
+from learner.ranks.logprobs import token_logprobs
+from learner.reward_model.training import gated_score
 from rewarder.model import GatedRewardModel, RewardOutput
 from rewarder.scoring import batches, score_texts
 from studies.breadth import Breadth

@@ -21,10 +21,10 @@ from transformers import AutoTokenizer
 
 from actors.prompts import SampleRequest, response_seed
 from actors.shared_memory import directory
-from common.config import ActorsConfig, Config
+from common.config.config import ActorsConfig, Config
 from common.models import tensor_names
 from common.types import FloatArray, IntArray, Prompt, Rollout
-from driver.publish import probe_tokens
+from driver.loop.publish import probe_tokens
 from learner.worker import LearnerWorker
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from actors.prompts import SampleRequest, SlotPrompts, response_seed
-from common.config import UNCENTRED, Config
+from common.config.config import UNCENTRED, Config
 from common.judge import JudgeItem, load_function
 from common.types import Reward, RolloutGroup, ScoredGroup
 from examples.sandbox.labels import PAIR_SHARPNESS

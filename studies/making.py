@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from common.codec import encode
-from common.config import Config
-from common.data import write_jsonl
+from common.config.config import Config
+from common.data.data import write_jsonl
 from common.judge import label_samples, load_function
+from common.queue.codec import encode
 from common.types import Prompt, Rollout, ScoredGroup
 from learner.worker import LearnerWorker
 from studies import artifacts

@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from common.config import Config
-from common.data import messages_of
+from common.config.config import Config
+from common.data.data import messages_of
+from common.data.split import is_held_out
 from common.judge import JudgeItem, load_function
-from common.split import is_held_out
 from common.types import Message
 from rewarder.scoring import BATCH_TOKENS, Conversation, Rendered, batches, collate, render
 from studies import artifacts

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from actors.prompts import shard, tokenize_prompts
-from common.config import Config
-from common.data import read_prompts
+from common.config.config import Config
+from common.data.data import read_prompts
 from common.types import Prompt
 from studies.lab import Lab
 
@@ -22,7 +22,7 @@ def held_out_prompts(config: Config, anchor: Path, limit: int | None = None) -> 
 
 
 def shards(config: Config, anchor: Path) -> list[list[Prompt]]:
-    """The prompts of each iteration, as driver/loop.py cuts them."""
+    """The prompts of each iteration, as driver/loop/loop.py cuts them."""
     prompts, size = training_prompts(config, anchor), config.iteration.steps * config.learner.groups_per_step
     return [shard(prompts, i, config.iteration.num, config.run.seed)[:size] for i in range(config.iteration.num)]
 

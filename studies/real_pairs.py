@@ -7,8 +7,8 @@ conversations are split into FOLDS by their opening; on all but one part the pai
 treatments.py that needs no truth is trained, and the part left out is its test: each pair is tested once, by models that saw
 no pair of its conversation or of a continuation. A pair counts as right by the share of a method's models that order it as
 people did. Prints a Markdown table, progress on stderr; --out has the same numbers, and each pair's. --held-out is the share
-of conversations that the policy was not trained on, by the rule of common/split.py: examples/real_data makes demonstrations
-of the other chosen responses, and the last two columns are without that doubt.
+of conversations that the policy was not trained on, by the rule of common/data/split.py: examples/real_data makes
+demonstrations of the other chosen responses, and the last two columns are without that doubt.
 
     accuracy     with Wilson's 95 % interval over pairs
     gain         over the baseline, with the 95 % interval of the pairs' differences, clustered by opening
@@ -31,13 +31,13 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig
 
-from common.config import RewardTrainingConfig
-from common.config_file import BASE, load_config
-from common.data import PreferencePair, read_pairs
-from common.sources import DataError
-from common.split import is_held_out, opening_key
-from learner.evidence import mcnemar
-from learner.held_out import wilson_interval
+from common.config.config import RewardTrainingConfig
+from common.config.file import BASE, load_config
+from common.data.data import PreferencePair, read_pairs
+from common.data.sources import DataError
+from common.data.split import is_held_out, opening_key
+from learner.adaptation.evidence import mcnemar
+from learner.reward_model.held_out import wilson_interval
 from rewarder.scoring import Rendered
 from studies import noisy_pairs, strengths, treatments
 from studies.noisy_pairs import Pairs

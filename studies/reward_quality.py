@@ -20,12 +20,14 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from common.config import Config
+from common.config.config import Config
 from common.judge import JudgeItem, load_function
 from examples.sandbox.gold import OBJECTIVES, WEIGHTS
-from learner import calibration, reward_data, reward_training
-from learner.reward_data import PromptSet
-from learner.reward_training import Features
+from learner.reward_model import calibration
+from learner.reward_model import data as reward_data
+from learner.reward_model import training as reward_training
+from learner.reward_model.data import PromptSet
+from learner.reward_model.training import Features
 from rewarder.aggregate import debias
 from rewarder.bradley_terry import load_classifier
 from rewarder.model import GatedRewardModel

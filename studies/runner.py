@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from driver.progress import say
+from driver.record.progress import say
 from studies import artifacts
 from studies.rows import Row, read_rows
 from studies.study import ROWS, Unit

@@ -2,11 +2,11 @@
 
     f = relu(W h + b),  score = w . f
 
-Trained by AdamW on mini-batches of pairs, with targets and margins (learner/losses.py) and, where one is asked for, a
-contrastive term on f of two views under dropout (learner/contrastive.py). Every model has the same number of updates, on few
-pairs as on many. Called by denoising.py and strengths.py. WIDTH, LEARNING_RATE and UPDATES were chosen on seed 0 with clean
-labels: of widths 64 to 256, rates .001 to .006 and 2 to 8 passes nothing was better by more than .008, and more passes only
-fitted the training pairs better.
+Trained by AdamW on mini-batches of pairs, with targets and margins (learner/ranks/losses.py) and, where one is asked for, a
+contrastive term on f of two views under dropout (learner/reward_model/contrastive.py). Every model has the same number of
+updates, on few pairs as on many. Called by denoising.py and strengths.py. WIDTH, LEARNING_RATE and UPDATES were chosen on
+seed 0 with clean labels: of widths 64 to 256, rates .001 to .006 and 2 to 8 passes nothing was better by more than .008,
+and more passes only fitted the training pairs better.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import dropout, relu
 
-from common.config import ContrastiveConfig
-from learner.contrastive import contrastive_loss
-from learner.losses import bradley_terry
-from learner.schedule import cosine
+from common.config.config import ContrastiveConfig
+from learner.ranks.losses import bradley_terry
+from learner.ranks.schedule import cosine
+from learner.reward_model.contrastive import contrastive_loss
 
 WIDTH, LEARNING_RATE, WARMUP = 128, 3e-3, 0.03
 UPDATES, BATCH_PAIRS = 400, 64

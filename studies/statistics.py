@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-from learner.held_out import NORMAL_95
+from learner.reward_model.held_out import NORMAL_95
 from studies.rows import Row
 
 KL_LEVELS = (2.0, 5.0, 10.0)  # nats: where the house compares arms ("matched KL")

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data import read_checked
-from common.sources import DataError, Fields
-from common.strengths import IN_SAMPLE_MEAN, MEAN
-from learner.strength import Floats, Histogram, histogram
+from common.data.data import read_checked
+from common.data.sources import DataError, Fields
+from common.data.strengths import IN_SAMPLE_MEAN, MEAN
+from learner.preferences.strength import Floats, Histogram, histogram
 from studies import svg
 
 HEIGHT = 320  # pixels

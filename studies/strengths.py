@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from learner.preference_folds import folded
-from learner.strength import Moments, moments
+from learner.preferences.folds import folded
+from learner.preferences.strength import Moments, moments
 from studies.scorers import Labelled, Scorer, subset, train
 
 Floats = NDArray[np.float64]

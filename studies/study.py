@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from common.config import Config
-from common.config_file import BASE, differing_keys, load_config, read_saved, to_dict
+from common.config.config import Config
+from common.config.file import BASE, differing_keys, load_config, read_saved, to_dict
 from examples.sandbox.version import world_hash
 
 HERE = Path(__file__).resolve().parent

@@ -1,9 +1,9 @@
 """What can be done about wrong labels, and how well the reward models that come out of it order pairs.
 
-    labels    leave out, turn, soften pairs, or give them margins, by their strength (learner/denoising.py)
-    contrast  a contrastive term on two views of each response (learner/contrastive.py); `dropout`: the views without it
-    many      warm, the average of the weights of models from one start; ensemble, the mean of the scores of any models
-    oracle    the truth
+    labels    leave out, turn, soften pairs, or give them margins, by their strength (learner/reward_model/denoising.py)
+    contrast  a contrastive term on two views of each response (learner/reward_model/contrastive.py); `dropout`: the views
+    without it many      warm, the average of the weights of models from one start; ensemble, the mean of the scores of any
+    models oracle    the truth
 
 `flip_known` turns as many of the weakest as are wrong, which nobody knows. Accuracies are means over REPEATS trainings from the
 same weights and in the same order of pairs whatever the treatment; warm and ensemble are one model of MEMBERS. Called by
@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.config import ContrastiveConfig, DenoisingConfig, RewardTrainingConfig
-from learner.denoising import denoise
-from learner.strength import Moments
+from common.config.config import ContrastiveConfig, DenoisingConfig, RewardTrainingConfig
+from learner.preferences.strength import Moments
+from learner.reward_model.denoising import denoise
 from studies.noisy_pairs import Pairs, World
 from studies.scorers import Labelled, Scorer, averaged, subset, train
 from studies.strengths import MEMBERS, Mask
@@ -119,7 +119,7 @@ def labelled_pairs(pairs: Pairs, turned: Mask) -> Labelled:
 
 
 def denoised(labelled: Labelled, by: Moments, settings: DenoisingConfig) -> Labelled:
-    """The pairs that are kept, with sides, targets and margins as their strength says (learner/denoising.py)."""
+    """The pairs that are kept, with sides, targets and margins as their strength says (learner/reward_model/denoising.py)."""
     found = denoise(by.mean, by.std, settings)
     turned, targets, margins = (torch.from_numpy(v) for v in (found.flipped, found.targets, found.margins))
     rows = torch.where(turned[:, None], labelled.rows.flip(1), labelled.rows)

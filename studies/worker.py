@@ -19,7 +19,7 @@ from typing import TextIO
 import torch
 
 from common.judge import load_function
-from driver.environment import code_version
+from driver.preflight.environment import code_version
 from examples.sandbox.version import world_hash
 from studies import artifacts, making
 from studies.lab import Lab

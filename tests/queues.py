@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common.queue import Queue
+from common.queue.queue import Queue
 from common.types import ScoredRecord, SlotDropped
 
 ALL = 1_000_000

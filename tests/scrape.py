@@ -9,7 +9,7 @@ from urllib.request import ProxyHandler, build_opener
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from driver.series import PREFIX, Series
+from driver.record.series import PREFIX, Series
 
 TAGS = ("objective", "term")
 

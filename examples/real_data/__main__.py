@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from common.sources import DataError
+from common.data.sources import DataError
 from examples.real_data.prepare import Sources, prepare
 
 VARIABLE = "ITER_RLHF_DATA"

@@ -1,6 +1,6 @@
 """Which preference pairs are used, and for what: limits in tokens, the held-out side, demonstrations and prompts.
 
-Called by prepare. Held out (a fifth, by common/split.py) means: not in the demonstrations, not in the loop's prompts, not
+Called by prepare. Held out (a fifth, by common/data/split.py) means: not in the demonstrations, not in the loop's prompts, not
 in the tokenizer's texts; the reward-model stage draws its own line by the same rule, on the same side.
 """
 
@@ -12,9 +12,9 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
-from common.data import Demonstration, PreferencePair, PromptRow
-from common.sources import DataError, fields_of, raw_rows, short
-from common.split import is_held_out, prompt_key
+from common.data.data import Demonstration, PreferencePair, PromptRow
+from common.data.sources import DataError, fields_of, raw_rows, short
+from common.data.split import is_held_out, prompt_key
 from common.types import Message
 from examples.real_data.model import MAX_POSITIONS
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.data import Demonstration, PreferencePair, PromptRow, read_pairs, to_fields, write_jsonl
+from common.data.data import Demonstration, PreferencePair, PromptRow, read_pairs, to_fields, write_jsonl
 
 MANIFEST = "manifest.json"
 

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.codec import encode
-from common.config import RedisConfig
-from common.ledger import BatchAssembler, Ledger
-from common.queue import EmbeddedRedis, Queue, WorkItem
+from common.config.config import RedisConfig
+from common.queue.codec import encode
+from common.queue.ledger import BatchAssembler, Ledger
+from common.queue.queue import EmbeddedRedis, Queue, WorkItem
 from common.types import Prompt, Reward, Rollout, RolloutGroup, ScoredGroup
 from tests.queues import scored_slots_after
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from common.config import AggregationConfig
-from common.data import Demonstration, PreferencePair, read_demonstrations, to_fields, write_jsonl
+from common.config.config import AggregationConfig
+from common.data.data import Demonstration, PreferencePair, read_demonstrations, to_fields, write_jsonl
 from rewarder.aggregate import combined_scores
 from rewarder.aggregation import aggregation_of
 from rewarder.model import GatedRewardModel

@@ -17,13 +17,13 @@ import torch
 import yaml
 
 from actors.engine import Engine
-from common.config_checks import CHOICES
-from common.config_file import load_config
+from common.config.checks import CHOICES
+from common.config.file import load_config
 from common.metrics import read_rows, step_names
 from common.types import FloatArray
-from driver.adaptation import METRICS as ROUND_NAMES
-from driver.series import HELP, PREFIX, series_of
-from learner.logprobs import token_logprobs
+from driver.record.series import HELP, PREFIX, series_of
+from driver.rounds.reward_models import METRICS as ROUND_NAMES
+from learner.ranks.logprobs import token_logprobs
 from rewarder.model import GatedRewardModel
 from tests.e2e.conftest import Launched, ready_made
 from tests.scrape import scrape_until

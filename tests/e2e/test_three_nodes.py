@@ -23,9 +23,9 @@ import psutil
 import pytest
 import yaml
 
-from common.config_file import load_config
+from common.config.file import load_config
 from common.metrics import read_rows
-from common.redis_server import EmbeddedRedis
+from common.queue.redis_server import EmbeddedRedis
 from tests.e2e.conftest import ROOT, Launched
 from tests.e2e.released_models import make_preferences, make_reward_model
 

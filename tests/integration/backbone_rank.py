@@ -16,10 +16,10 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from learner.adaptation_fit import Method
-from learner.backbone_landscape import FitSets
-from learner.engine import init_process_group
-from learner.tiers import fit_backbone_tier
+from learner.adaptation.backbone_landscape import FitSets
+from learner.adaptation.fit import Method
+from learner.adaptation.tiers import fit_backbone_tier
+from learner.ranks.engine import init_process_group
 from rewarder.model import GatedRewardModel
 from tests.integration.small_fit import fit_sets
 from tests.unit.adaptation import config, served_and_judge

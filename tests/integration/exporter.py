@@ -12,8 +12,8 @@ import socket
 import sys
 from pathlib import Path
 
-from common.config_file import load_config
-from driver.export import Export, ExportError
+from common.config.file import load_config
+from driver.export.stage import Export, ExportError
 from learner.worker import LearnerWorker
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     def write_policy(aside: Path) -> None:
         try:
             learner.export(str(aside))
-        except Exception as error:  # as driver/cluster.py does for a role
+        except Exception as error:  # as driver/cluster/cluster.py does for a role
             raise RuntimeError(f"learner-0 failed in export: {error}") from error
 
     Export(config).write(3, write_policy, None, reward_model)

@@ -8,8 +8,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from common.config import Config
-from common.config_file import BASE, load_config, save_config
+from common.config.config import Config
+from common.config.file import BASE, load_config, save_config
 from common.metrics import StepLog
 from rewarder.model import GatedRewardModel
 

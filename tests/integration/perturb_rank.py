@@ -16,8 +16,8 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from common.config_file import load_config
-from learner.engine import Engine, init_process_group, num_ranks
+from common.config.file import load_config
+from learner.ranks.engine import Engine, init_process_group, num_ranks
 
 ROOT = Path(__file__).parent.parent.parent
 STAGES, STEPS, ROWS, RHO = (0, 1, 2, 3), 4, 8, 0.2

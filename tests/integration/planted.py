@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from common.config import Config
-from common.config_file import BASE, load_config
-from common.data import PreferencePair, RatedResponse, to_fields, write_jsonl
-from common.label_sources import LabelFiles
+from common.config.config import Config
+from common.config.file import BASE, load_config
+from common.data.data import PreferencePair, RatedResponse, to_fields, write_jsonl
+from common.data.label_sources import LabelFiles
 from common.types import Message
-from learner.reward_data import PromptSet, read_sides
-from learner.reward_stage import RewardStage
+from learner.reward_model.data import PromptSet, read_sides
+from learner.reward_model.stage import RewardStage
 from rewarder.model import GatedRewardModel
 from rewarder.scoring import collate
 from tests.integration.models import WORDS, tiny_policy

@@ -1,6 +1,6 @@
 """One rank of tests/integration/test_learner.py: python -m tests.integration.rank RANK RANKS PORT POLICY OUT key=value ...
 
-Trains three steps on fixed groups through learner/engine.py and learner/train.py; rank 0 writes what came out.
+Trains three steps on fixed groups through learner/ranks/engine.py and learner/policy/train.py; rank 0 writes what came out.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
-from common.config import LearnerConfig
-from common.config_file import load_config
+from common.config.config import LearnerConfig
+from common.config.file import load_config
 from common.types import Message, Prompt, Reward, Rollout, RolloutGroup, ScoredGroup
-from learner.engine import Engine, freeze, init_process_group
-from learner.train import train_step
+from learner.policy.train import train_step
+from learner.ranks.engine import Engine, freeze, init_process_group
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -8,9 +8,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from common.judge import Preference
-from learner.backbone_landscape import FitSets
-from learner.candidates import judged_sets, propose, unlabelled_sets
-from learner.reward_data import PromptSet
+from learner.adaptation.backbone_landscape import FitSets
+from learner.adaptation.candidates import judged_sets, propose, unlabelled_sets
+from learner.reward_model.data import PromptSet
 from tests.unit.adaptation import OBJECTIVES, samples
 
 

@@ -1,4 +1,5 @@
-"""driver/cluster.py and driver/gauges.py with a real local Ray: named roles, and a step line's way to Prometheus."""
+"""driver/cluster/cluster.py and driver/record/gauges.py with a real local Ray: named roles, and a step line's way to
+Prometheus."""
 
 from __future__ import annotations
 
@@ -11,15 +12,15 @@ import pytest
 import ray
 from ray.util import list_named_actors
 
-from common.config_file import BASE, load_config
+from common.config.file import BASE, load_config
 from common.judge import pair_item
 from common.metrics import step_names
 from common.types import Message
-from driver.cluster import NAMESPACE, Cluster, RoleError
-from driver.gauges import Gauges
-from driver.judges import model_judge
-from driver.labels import LabelBook
-from driver.series import Series, series_of
+from driver.cluster.cluster import NAMESPACE, Cluster, RoleError
+from driver.judges.judges import model_judge
+from driver.judges.label_book import LabelBook
+from driver.record.gauges import Gauges
+from driver.record.series import Series, series_of
 from tests.scrape import scrape, scrape_until
 from tests.unit.adaptation import preference, served_and_judge
 

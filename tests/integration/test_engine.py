@@ -18,10 +18,10 @@ import torch
 
 from actors.engine import Engine, WeightsError
 from actors.prompts import SampleRequest
-from common.config_file import load_config
+from common.config.file import load_config
 from common.models import tensor_names
 from common.types import FloatArray, Rollout
-from learner.logprobs import token_logprobs
+from learner.ranks.logprobs import token_logprobs
 from tests.integration.models import tiny_policy
 
 ROOT = Path(__file__).parent.parent.parent

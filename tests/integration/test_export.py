@@ -16,9 +16,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from common.config import Config
+from common.config.config import Config
 from common.types import Message
-from driver.export import ExportError, put_in_place
+from driver.export.stage import ExportError, put_in_place
 from rewarder.model import GatedRewardModel
 from rewarder.scoring import score_responses
 from tests.integration.models import OBJECTIVES, tiny_run

@@ -12,8 +12,8 @@ import torch.multiprocessing as multiprocessing
 from transformers import AutoTokenizer
 
 from common.types import Message
-from learner.reward_data import PromptSet
-from learner.reward_training import extract_features
+from learner.reward_model.data import PromptSet
+from learner.reward_model.training import extract_features
 from rewarder.model import GatedRewardModel
 from rewarder.scoring import render
 from tests.integration.models import WORDS, tiny_policy

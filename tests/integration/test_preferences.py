@@ -15,11 +15,11 @@ import torch.multiprocessing as multiprocessing
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from common.config import Config
-from common.data import read_pairs
-from common.preference_checks import too_few
-from common.strengths import read_strengths
-from learner.preference_worker import PreferenceWorker
+from common.config.config import Config
+from common.config.preference_checks import too_few
+from common.data.data import read_pairs
+from common.data.strengths import read_strengths
+from learner.preferences.worker import PreferenceWorker
 from rewarder.model import GatedRewardModel
 from rewarder.scoring import score_texts
 from tests.e2e.conftest import Launched

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from common.config import Config
-from common.config_file import load_config
-from driver.export import Export, ExportError, is_current
-from driver.hub import Hub, HubError, Upload
+from common.config.config import Config
+from common.config.file import load_config
+from driver.export.hub import Hub, HubError, Upload
+from driver.export.stage import Export, ExportError, is_current
 from tests.integration import hub_stand_in
 from tests.integration.hub_stand_in import TOKEN
 from tests.integration.models import tiny_run

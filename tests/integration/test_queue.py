@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.codec import EncodeError
-from common.config import RedisConfig
-from common.queue import EmbeddedRedis, Fenced, Queue, QueueError, QueueRegression, RolloutItem, ServerError
+from common.config.config import RedisConfig
+from common.queue.codec import EncodeError
+from common.queue.queue import EmbeddedRedis, Fenced, Queue, QueueError, QueueRegression, RolloutItem, ServerError
 from common.types import Prompt, Reward, Rollout, RolloutGroup, ScoredGroup, SlotDropped
 from tests.queues import scored_slots_after
 
@@ -327,7 +327,7 @@ def test_the_password_is_in_no_argument_and_its_file_is_private(server: Embedded
 
 
 def test_a_directory_has_one_server(server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.redis_server.LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("common.queue.redis_server.LOCK_TIMEOUT_S", 0.1)
     with pytest.raises(ServerError, match="another redis-server runs"):
         EmbeddedRedis(server.directory).start()
 
@@ -355,7 +355,7 @@ def test_a_start_from_a_passing_thread_is_refused(tmp_path: Path) -> None:
 
 def test_the_server_dies_with_its_parent(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from common.queue import EmbeddedRedis\n"
+        "import sys, time; from pathlib import Path; from common.queue.redis_server import EmbeddedRedis\n"
         "server = EmbeddedRedis(Path(sys.argv[1])); server.start(); print(server.pid, flush=True); time.sleep(60)"
     )
     root = Path(__file__).resolve().parents[2]

@@ -13,9 +13,9 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from safetensors.torch import load_file
 
-from learner.engine import init_process_group
-from learner.held_out import baseline_report, held_out_report
-from learner.reward_training import extract_features
+from learner.ranks.engine import init_process_group
+from learner.reward_model.held_out import baseline_report, held_out_report
+from learner.reward_model.training import extract_features
 from rewarder.bradley_terry import load_classifier, new_scalar_model
 from rewarder.model import GatedRewardModel
 from tests.integration.planted import accuracy, configured, planted_world, run_stage, sides

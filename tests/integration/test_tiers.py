@@ -16,15 +16,15 @@ import torch
 import torch.distributed as dist
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from common.data import PreferencePair
+from common.data.data import PreferencePair
 from common.types import Message
-from learner.adaptation_fit import Method
-from learner.backbone_landscape import BackboneLandscape, FitSets
-from learner.candidates import judged_sets, propose
-from learner.engine import Engine, init_process_group
-from learner.meta_rm import Loss
-from learner.ocrm import log_ratios
-from learner.tiers import choose_trainable, fit_backbone_tier
+from learner.adaptation.backbone_landscape import BackboneLandscape, FitSets
+from learner.adaptation.candidates import judged_sets, propose
+from learner.adaptation.fit import Method
+from learner.adaptation.meta_rm import Loss
+from learner.adaptation.ocrm import log_ratios
+from learner.adaptation.tiers import choose_trainable, fit_backbone_tier
+from learner.ranks.engine import Engine, init_process_group
 from tests.integration.models import tiny_policy
 from tests.integration.ranks import free_port
 from tests.integration.small_fit import fit_sets

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from common.address import QueueAddress
-from common.config import Config
-from common.config_file import BASE, load_config
+from common.config.config import Config
+from common.config.file import BASE, load_config
+from common.data.label_sources import LabelFiles
 from common.judge import PairItem, Preference
-from common.label_sources import LabelFiles
+from common.queue.address import QueueAddress
 from common.types import Message, Prompt, Reward, Rollout, RolloutGroup, ScoredGroup, ScoredRecord
-from learner.candidates import Proposal
-from learner.evidence import Decision
-from learner.reward_training import gated_score
-from learner.rm_adapter import RmAdapter, Round, Versions
+from learner.adaptation.candidates import Proposal
+from learner.adaptation.evidence import Decision
+from learner.adaptation.worker import RmAdapter, Round, Versions
+from learner.reward_model.training import gated_score
 from rewarder.calibrate import Calibration, CalibrationReport
 from rewarder.model import GatedRewardModel
 from rewarder.scoring import collate, render

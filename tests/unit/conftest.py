@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from common.config_file import BASE, load_config
-from driver import preflight
-from driver.preflight import Report
-from learner.engine import init_single_rank
+from common.config.file import BASE, load_config
+from driver.preflight import preflight
+from driver.preflight.preflight import Report
+from learner.ranks.engine import init_single_rank
 from tests.unit.preflights import GOOD, ITERATE, Check, make_model, make_reward_model
 from tests.unit.reward_models import make_models
 

@@ -1,0 +1,339 @@
+"""The run's queue on Redis: slots, rollouts and scored groups, each handed on exactly once.
+
+Owns the keys `{run}:*` and the protocol over them (every change of state is one script of common/queue/scripts.py);
+used by the driver (begin, admit, reset, trim), actors (work -> rollouts), rewarders (rollouts -> scored) and the
+learner (read_scored with the cursor of its checkpoint). Waits for Redis: for new entries up to block_s, for room in
+push_rollouts, and for a restarting server up to retry_s; never for ever. The connection is common/queue/redis_link.py, the
+embedded server common/queue/redis_server.py.
+
+Redelivery is normal: a worker that dies leaves its entries pending, and another takes them after reclaim_idle_s.
+Streams are never bounded by deletion; a full stream makes the producer wait.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from common.config.config import RedisConfig
+from common.queue import scripts
+from common.queue.codec import DecodeError, decode_group, decode_scored, encode
+from common.queue.redis_link import Fenced, Link, QueueError, QueueFull, QueueRegression
+from common.queue.redis_server import EmbeddedRedis, ServerError
+from common.types import RolloutGroup, ScoredGroup, ScoredRecord, SlotDropped
+
+__all__ = [
+    "DeadLetter",
+    "EmbeddedRedis",
+    "Fenced",
+    "Queue",
+    "QueueError",
+    "QueueFull",
+    "QueueRegression",
+    "RolloutItem",
+    "ServerError",
+    "WorkItem",
+]
+
+_GROUPS = {"work": "actors", "rollouts": "rewarders"}
+_SLICE_S = 1.0  # the longest single blocking read (the socket waits longer); between two, idle entries are looked for
+_PAGE = 64
+OLDEST_REDIS = (6, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkItem:
+    """A slot to roll out; attempt counts the deliveries of this slot at this stage, from 1."""
+
+    entry_id: str
+    slot: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutItem:
+    """A group to score."""
+
+    entry_id: str
+    slot: int
+    attempt: int
+    group: RolloutGroup
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A slot that ended without being trained, its reason, the stage it died in, and the bytes it died with."""
+
+    entry_id: str
+    slot: int
+    reason: str
+    stage: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    entry_id: str
+    slot: int
+    data: bytes
+    attempt: int
+
+
+class Queue:
+    """One process's door to the run's queue. Building it does no I/O; `check()` does.
+
+    incarnation: what the driver's `begin` returned. Every change by an older incarnation raises Fenced.
+    retry_s bounds how long a call waits for a server that is away; QueueError after that.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        password: str | None,
+        run: str,
+        config: RedisConfig,
+        incarnation: int = 0,
+        retry_s: float = 20.0,
+    ) -> None:
+        self.run, self.incarnation = run, incarnation
+        self._config = config
+        self._max_bytes = int(config.max_record_mib * 2**20)
+        self._keys = [f"{{{run}}}:{name}" for name in scripts.KEYS]
+        self._key: dict[str, str] = dict(zip(scripts.KEYS, self._keys, strict=True))
+        self._link = Link(url, password, run, retry_s)
+
+    # -- driver -------------------------------------------------------------------------------------------------------
+
+    def begin(self) -> int:
+        """Starts a new incarnation of the run (older ones are fenced from here on) and returns its number."""
+        self.incarnation = int(self._script(scripts.BEGIN))
+        return self.incarnation
+
+    def admit(self, slots: Sequence[int]) -> int:
+        """Adds the slots to work, in order and at once; those known or ended are skipped. Returns how many were new."""
+        return int(self._script(scripts.ADMIT, *slots)) if slots else 0
+
+    def reset_in_flight(self) -> None:
+        """Forgets everything that was not yet scored. On resume, after `begin` and before workers get its number."""
+        self._script(scripts.RESET, *sorted(self._slots("scored")))
+
+    def forget_scored_after(self, cursor: str) -> int:
+        """Deletes the scored records after a checkpoint's cursor, so that their slots are sampled again in whole batches.
+        Before `reset_in_flight`. Returns how many there were."""
+        return int(self._script(scripts.FORGET_AFTER, cursor))
+
+    def trim_scored(self, cursor: str) -> int:
+        """Deletes the scored records before the cursor of the oldest checkpoint kept; their slots count as ended."""
+        return int(self._script(scripts.TRIM, cursor))
+
+    def delete_run(self) -> None:
+        """Deletes everything of the run but its incarnation: what an earlier driver left running stays fenced."""
+        self._script(scripts.DELETE)
+
+    # -- actors and rewarders -----------------------------------------------------------------------------------------
+
+    def take_work(self, consumer: str, max_slots: int, block_s: float) -> list[WorkItem]:
+        """Up to max_slots slots to roll out, oldest first; [] after block_s. Slots of one `admit` come together."""
+        entries = self._take("work", consumer, max_slots, block_s)
+        return [WorkItem(entry.entry_id, entry.slot, entry.attempt) for entry in entries]
+
+    def push_rollouts(self, item: WorkItem, group: RolloutGroup, timeout_s: float = 600.0) -> bool:
+        """Hands the slot on to the rewarders; False if it already was. Waits for room, QueueError after timeout_s.
+
+        Raises EncodeError if the group is larger than redis.max_record_mib: `drop` it with that reason.
+        """
+        assert group.slot == item.slot, f"group of slot {group.slot} pushed for slot {item.slot}"
+        data = encode(group, self._max_bytes)
+        deadline = time.monotonic() + timeout_s
+        while (pushed := self._push("work", item, data, self._config.capacity)) < 0:
+            if time.monotonic() > deadline:
+                raise QueueError(
+                    f"{self._key['rollouts']} stayed full ({self._config.capacity} records or the server's maxmemory) "
+                    f"for {timeout_s:g} s; look for rewarders that are down or slow, or raise redis.capacity"
+                )
+            time.sleep(random.uniform(0.05, 0.25))
+        return pushed == 1
+
+    def take_rollouts(self, consumer: str, max_groups: int, block_s: float) -> list[RolloutItem]:
+        """Up to max_groups groups to score; [] after block_s. A payload that cannot be read is dead-lettered."""
+        deadline = time.monotonic() + block_s
+        while True:
+            entries = self._take("rollouts", consumer, max_groups, max(0.0, deadline - time.monotonic()))
+            items = [item for entry in entries if (item := self._decode_rollout(entry)) is not None]
+            if items or not entries:
+                return items
+
+    def push_scored(self, item: RolloutItem, scored: ScoredGroup) -> bool:
+        """Hands the slot on to the learner; False if it already was. Raises EncodeError as push_rollouts does."""
+        assert scored.group.slot == item.slot, f"group of slot {scored.group.slot} pushed for slot {item.slot}"
+        pushed = self._push("rollouts", item, encode(scored, self._max_bytes), capacity=0)
+        if pushed < 0:
+            raise QueueFull("the server is at its maxmemory; raise it or keep fewer checkpoints")
+        return pushed == 1
+
+    def drop(self, item: WorkItem | RolloutItem, reason: str, payload: bytes = b"") -> bool:
+        """Ends the slot with a reason: a dead letter for people, a SlotDropped for the learner. False if it moved on."""
+        stage = "work" if isinstance(item, WorkItem) else "rollouts"
+        return self._drop(stage, item.entry_id, item.slot, reason, payload)
+
+    def renew(self, items: Sequence[WorkItem] | Sequence[RolloutItem]) -> None:
+        """Says that the items are still worked on: their idle time starts again, so that nobody reclaims them."""
+        for stage, kind in (("work", WorkItem), ("rollouts", RolloutItem)):
+            entries = [item.entry_id for item in items if isinstance(item, kind)]
+            if entries:
+                self._script(scripts.RENEW, stage, *entries)
+
+    # -- learner ------------------------------------------------------------------------------------------------------
+
+    def read_scored(self, cursor: str, max_records: int, block_s: float) -> list[tuple[str, ScoredRecord]]:
+        """The records after the cursor ("0-0": from the start) with their own cursors; [] after block_s.
+
+        One that cannot be read comes back as SlotDropped, the same at every reading, and is dead-lettered once.
+        """
+        deadline = time.monotonic() + block_s
+        while True:
+            wait = _block_ms(deadline)
+            entries = self._read_after(cursor, max_records, wait)
+            if entries or wait is None:
+                return [self._decode_scored(_text(entry), fields) for entry, fields in entries]
+
+    # -- anyone -------------------------------------------------------------------------------------------------------
+
+    def slots_in_flight(self) -> set[int]:
+        """The slots that are in work or in rollouts."""
+        return self._slots("work") | self._slots("rollouts")
+
+    def dead_letters(self) -> list[DeadLetter]:
+        """Every dead letter of the run, oldest first."""
+        entries = self._link.call(lambda: self._link.client.xrange(self._key["dead"]))
+        return [
+            DeadLetter(_text(entry), int(f[b"slot"]), _text(f[b"reason"]), _text(f[b"stage"]), f[b"data"])
+            for entry, f in entries
+        ]
+
+    def depths(self) -> dict[str, int]:
+        """How many entries each stream holds: work, rollouts, scored, dead."""
+        names = ("work", "rollouts", "scored", "dead")
+        return {name: int(self._link.call(lambda key=self._key[name]: self._link.client.xlen(key))) for name in names}
+
+    def check(self) -> str:
+        """The server's run id, which changes when it restarts. Raises QueueError if it cannot be reached, refuses the password
+        or is too old."""
+        server = self._link.call(lambda: self._link.client.info("server"))
+        version = tuple(int(part) for part in str(server["redis_version"]).split(".")[:2])
+        if version < OLDEST_REDIS:
+            raise QueueError(
+                f"Redis {server['redis_version']} is too old; wanted 6.2 or later (XPENDING IDLE, XTRIM MINID)"
+            )
+        return str(server["run_id"])
+
+    def close(self) -> None:
+        """Closes the connections; a later call opens new ones."""
+        self._link.client.close()
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _take(self, stage: str, consumer: str, most: int, block_s: float) -> list[_Entry]:
+        deadline = time.monotonic() + block_s
+        wait: int | None = None
+        while True:
+            entries = self._read_new(stage, consumer, most, wait) or self._reclaim(stage, consumer, most)
+            alive = [entry for entry in entries if not self._exhausted(stage, entry)]
+            wait = _block_ms(deadline)
+            if alive or wait is None:
+                return alive
+
+    def _read_after(self, cursor: str, most: int, wait: int | None) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        key, client = self._key["scored"], self._link.client
+        answer = self._link.call(lambda: client.xread({key: cursor}, count=most, block=wait))
+        return answer[0][1] if answer else []
+
+    def _read_new(self, stage: str, consumer: str, most: int, wait: int | None) -> list[_Entry]:
+        """Entries that nobody had yet, counted as started."""
+        key, group = self._key[stage], _GROUPS[stage]
+        answer = self._link.call(
+            lambda: self._link.client.xreadgroup(group, consumer, {key: ">"}, count=most, block=wait)
+        )
+        if not answer:
+            return []
+        found = [(_text(entry), _text(f[b"slot"]), f.get(b"data", b"")) for entry, f in answer[0][1]]
+        pairs = [text for entry, slot, _ in found for text in (entry, slot)]
+        attempts = self._script(scripts.START, stage, consumer, *pairs)
+        return [_Entry(e, int(slot), data, int(n)) for (e, slot, data), n in zip(found, attempts, strict=True)]
+
+    def _reclaim(self, stage: str, consumer: str, most: int) -> list[_Entry]:
+        """Entries whose holder has not answered for reclaim_idle_s."""
+        idle = int(self._config.reclaim_idle_s * 1000)
+        found = self._script(scripts.RECLAIM, stage, consumer, idle, most, self._config.max_attempts)
+        return [_Entry(_text(entry), int(slot), data, int(attempt)) for entry, slot, data, attempt in found]
+
+    def _exhausted(self, stage: str, entry: _Entry) -> bool:
+        if entry.attempt <= self._config.max_attempts:
+            return False
+        reason = f"{stage}: {self._config.max_attempts} attempts were started and none finished"
+        self._drop(stage, entry.entry_id, entry.slot, reason, b"")
+        return True
+
+    def _push(self, stage: str, item: WorkItem | RolloutItem, data: bytes, capacity: int) -> int:
+        try:
+            return int(self._script(scripts.PUSH, stage, item.entry_id, item.slot, data, capacity))
+        except QueueFull:  # maxmemory is a bound like capacity: the same wait, the same retry
+            return -1
+
+    def _drop(self, stage: str, entry_id: str, slot: int, reason: str, payload: bytes) -> bool:
+        record = encode(SlotDropped(slot, reason))
+        return bool(self._script(scripts.DROP, stage, entry_id, slot, _bytes(reason), payload, record))
+
+    def _decode_rollout(self, entry: _Entry) -> RolloutItem | None:
+        name = f"rollouts/{entry.entry_id}"
+        try:
+            group = decode_group(entry.data, name, self._max_bytes)
+            _check_slot(name, group.slot, entry.slot)
+        except DecodeError as error:  # a named boundary: what cannot be read ends here, with its reason
+            self._drop("rollouts", entry.entry_id, entry.slot, str(error), entry.data)
+            return None
+        return RolloutItem(entry.entry_id, entry.slot, entry.attempt, group)
+
+    def _decode_scored(self, entry_id: str, fields: dict[bytes, bytes]) -> tuple[str, ScoredRecord]:
+        name, slot, data = f"scored/{entry_id}", int(fields[b"slot"]), fields.get(b"data", b"")
+        try:
+            record = decode_scored(data, name, self._max_bytes)
+            _check_slot(name, record.slot if isinstance(record, SlotDropped) else record.group.slot, slot)
+        except DecodeError as error:  # the same boundary
+            self._script(scripts.BAD_SCORED, entry_id, slot, _bytes(str(error)), data)
+            return entry_id, SlotDropped(slot, str(error))
+        return entry_id, record
+
+    def _slots(self, stream: str) -> set[int]:
+        return set(self._walk(stream))
+
+    def _walk(self, stream: str) -> Iterator[int]:
+        start = "-"
+        while page := self._script(scripts.SLOTS, stream, start, _PAGE):
+            yield from (int(slot) for _, slot in page)
+            start = f"({_text(page[-1][0])}"
+
+    def _script(self, source: str, *args: str | bytes | int) -> Any:
+        return self._link.script(source, self._keys, [self.incarnation, *args])
+
+
+def _block_ms(deadline: float) -> int | None:
+    """The next slice of a blocking read in ms; None (do not block) when the time is up."""
+    left = min(deadline - time.monotonic(), _SLICE_S)
+    return int(left * 1000) if left >= 0.001 else None
+
+
+def _check_slot(name: str, got: int, want: int) -> None:
+    if got != want:
+        raise DecodeError(f"{name}: the record is of slot {got}, its entry of slot {want}")
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="replace")

@@ -1,0 +1,57 @@
+"""What the run's reward model was trained on, held against the sets of stage evaluate_rm.
+
+Called by driver/evaluate_rm/command.py. Waits for the disk only (and the network for Hub data).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+
+from common.config.config import Config
+from common.data.data import messages_of, read_checked, read_pairs, read_ratings
+from common.data.sources import DataError
+from common.data.split import is_held_out
+from common.types import Message
+from driver.evaluate_rm.overlap import Overlap, overlapping
+from driver.evaluate_rm.sets import EvalSet
+
+Prompt = tuple[Message, ...]
+
+
+def training_overlap(config: Config, sets: Sequence[EvalSet]) -> Overlap:
+    """Rows of each set that share a 13-gram of their prompt with a prompt that the run's reward model was trained on: the
+    training side of its labels, and what rounds had judged. Nothing is counted for a given rewarder.model, or where a file is
+    gone; `training` says so."""
+    if config.rewarder.model is not None:
+        return Overlap("not known: rewarder.model was trained elsewhere", {})
+    ratings, pairs, judged = _files(config)
+    try:
+        prompts = [*_labelled(config, ratings, pairs), *(_judged(judged) if judged.is_file() else [])]
+    except DataError as error:  # the numbers of the evaluation do not need them
+        return Overlap(f"not compared: {str(error).splitlines()[0]}", {})
+    if not prompts:
+        return Overlap("not known: no data.preferences, data.ratings or stage collect", {})
+    hits = iter(overlapping([row.right[0].messages for found in sets for row in found.rows], prompts))
+    rows = {found.name: sum(next(hits) for _ in found.rows) for found in sets}
+    return Overlap(f"{len(set(prompts))} prompts", rows)
+
+
+def _files(config: Config) -> tuple[str | None, str | None, Path]:
+    """Ratings and pairs (driver/cluster/run.py), and labels.jsonl of the rounds, which may not be there."""
+    judged = config.run_dir / "labels.jsonl"
+    if "collect" in config.stages:
+        collected = config.run_dir / "collected"
+        return str(collected / "ratings.jsonl"), str(collected / "preferences.jsonl"), judged
+    return config.data.ratings, config.data.preferences, judged
+
+
+def _labelled(config: Config, ratings: str | None, pairs: str | None) -> Iterator[Prompt]:
+    fraction = config.learner.reward_model.held_out_fraction
+    rows = chain(read_ratings(ratings) if ratings else [], read_pairs(pairs) if pairs else [])
+    return (row.messages for row in rows if not is_held_out(row.messages, fraction))
+
+
+def _judged(path: Path) -> list[Prompt]:
+    return read_checked(path, messages_of, None)

@@ -1,0 +1,95 @@
+"""Stage `preferences`: how strongly many reward models prefer each pair's chosen response (docs/preferences.md).
+
+    pairs -> members (learner/preferences/worker.py, side by side) -> differences [M, P] -> mean and std of each pair
+          -> preferences/pairs.jsonl, report.json, page.html; with keep_models the members and their average too
+
+Called by driver/stages.py. The files are written last, pairs.jsonl last of all; a stage that was cut off is done again from the
+start.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.data.data import read_pairs, write_jsonl
+from driver.cluster.long_calls import follow, follow_all
+from driver.cluster.run import STRENGTHS, Run
+from driver.preferences.page import write_page
+from driver.preferences.results import Strength, record, results, rows
+from driver.record.progress import say
+from learner.preferences.folds import left_out
+from learner.preferences.worker import Fitted
+
+
+def run_preferences(run: Run) -> None:
+    config, source = run.config, run.labelled.pairs
+    assert source is not None, "the preflight asks for pairs"
+    for path in (run.anchor, source):
+        run.cluster.disks.share(path)
+    directory = (run.directory / STRENGTHS).parent
+    shutil.rmtree(directory, ignore_errors=True)
+    fitted = _train(run, source, directory)
+    pairs, fraction = read_pairs(source), config.learner.reward_model.held_out_fraction
+    plan = left_out(pairs, config.learner.preferences, fraction, config.run.seed)
+    found = results(config.learner.preferences, pairs, _by_member([part.differences for part in fitted], fitted), plan)
+    _write(found, directory, record(found, config.run.seed, fraction))
+    say("\n".join(f"  {line}" for line in _lines(found, directory)))
+
+
+def _train(run: Run, source: str, directory: Path) -> list[Fitted]:
+    """The members, by worker; and the models that are kept."""
+    cluster, settings = run.cluster, run.config.learner.preferences
+    cluster.make_preference_workers()
+    workers = cluster.preference_workers
+    with cluster.disks.writing(directory) as target:
+        fitted: list[Fitted] = follow_all(cluster, workers, "fit", run.anchor, source, target)
+    if settings.keep_models and settings.train == "heads":
+        with (
+            cluster.disks.writing(directory / "average") as mean,
+            cluster.disks.writing(directory / "ensemble") as all_of,
+        ):
+            heads = _by_member([part.heads for part in fitted], fitted)
+            follow(cluster, workers[:1], "write_heads", run.anchor, heads, mean, all_of)
+    elif settings.keep_models:
+        members = [str((directory / f"member_{member}").resolve()) for member in range(settings.members)]
+        for member in members:
+            cluster.disks.share(member)
+        with cluster.disks.writing(directory / "average") as mean:
+            follow(cluster, workers[:1], "write_average", members, mean)
+    cluster.end_preference_workers()
+    return fitted
+
+
+def _by_member(parts: Sequence[NDArray[np.float32]], fitted: Sequence[Fitted]) -> NDArray[np.float32]:
+    """The workers' rows in the members' order."""
+    numbers = [member for part in fitted for member in part.members]
+    assert sorted(numbers) == list(range(len(numbers))), f"members {numbers} came back"
+    return np.concatenate(parts)[np.argsort(numbers)]
+
+
+def _write(found: Strength, directory: Path, report: dict[str, object]) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False))
+    write_page(directory / "page.html", found)
+    write_jsonl(directory / STRENGTHS.name, rows(found))
+
+
+def _lines(found: Strength, directory: Path) -> list[str]:
+    settings, held_out = found.settings, int(found.held_out.sum())
+    lines = [
+        f"{len(found.pairs)} pairs ({held_out} held out: they train no member), {settings.members} members of "
+        f"{settings.train}, folds {settings.folds}; strength below 0: {found.share_below_0:.1%}"
+    ]
+    lines += [
+        f"{name}, of training pairs: below 0 {said.share_below_0:.1%}, accuracy of a member {said.accuracy:.3f}, correlation "
+        f"of two members {said.agreement.mean:.2f}"
+        for name, said in found.compared.items()
+    ]
+    lines += [f"warning: {line}" for line in found.warnings]
+    return [*lines, f"{directory / 'page.html'}"]

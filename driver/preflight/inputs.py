@@ -1,0 +1,240 @@
+"""What people bring to a run, checked before any model is loaded: data files, judge functions, model directories.
+
+Called by the preflight. Reads rows, config.json and tokenizers; never weights. Waits for the disk only: whatever must
+come over the network is named in a note.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from actors.prompts import tokenize_prompts
+from common.config.config import Config, DataConfig
+from common.data.data import PromptRow, read_demonstrations, read_prompts
+from common.data.sources import DataError, is_hub_name
+from common.data.split import prompt_key
+from common.judge import load_function
+from driver.preflight.findings import Findings, first_line
+
+WHOLE_FILE_BYTES = 50 * 2**20  # a larger file is checked by its first rows
+FIRST_ROWS = 1000
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+# What a stage leaves in the run's directory, and the stages that read it
+MADE_BY = {
+    "sft": ("sft", {"collect", "preferences", "reward_model", "iterate", "export"}),
+    "collect": ("collected/ratings.jsonl", {"preferences", "reward_model"}),
+    "reward_model": ("rm/version_0", {"iterate"}),
+}
+POLICY_STAGES = {"sft", "collect", "preferences", "reward_model", "iterate", "evaluate", "export"}
+
+
+def check_data(config: Config, stages: Sequence[str], tokenizer: Any, findings: Findings) -> None:
+    """The files that the stages read are named, well-formed, and hold enough prompts that fit."""
+    data = config.data
+    _check_named(config, set(stages), findings)
+    _check_made(config, set(stages), findings)
+    prompts: list[PromptRow] = []
+    if {"collect", "iterate"} & set(stages) and data.prompts:
+        rows = prompts = read_rows("data.prompts", data.prompts, read_prompts, findings)
+        num_fitting = _check_lengths("data.prompts", rows, data, tokenizer, findings)
+        if "iterate" in stages and rows and num_fitting < config.iteration.num and is_small(data.prompts):
+            findings.problem(
+                f"data.prompts has {num_fitting} prompts for iteration.num {config.iteration.num} iterations; each "
+                "needs at least one of its own: add prompts or lower iteration.num"
+            )
+    if {"iterate", "evaluate"} & set(stages) and data.eval_prompts:
+        rows = read_rows("data.eval_prompts", data.eval_prompts, read_prompts, findings)
+        _check_lengths("data.eval_prompts", rows, data, tokenizer, findings)
+        if "iterate" in stages and config.adaptation.enabled:
+            _check_disjoint(prompts, rows, findings)
+    if "sft" in stages and data.demonstrations:
+        read_rows("data.demonstrations", data.demonstrations, read_demonstrations, findings)
+
+
+def _check_disjoint(prompts: Sequence[PromptRow], eval_prompts: Sequence[PromptRow], findings: Findings) -> None:
+    """What the reward model is fitted and weighed on must not be what the policy is judged on in the end."""
+    both = {prompt_key(row.messages) for row in prompts} & {prompt_key(row.messages) for row in eval_prompts}
+    if both:
+        findings.problem(
+            f"{len(both)} prompts are in data.prompts and in data.eval_prompts, and adaptation.when fits the reward model on "
+            "samples of the former; take them out of one of the two"
+        )
+
+
+def check_functions(config: Config, findings: Findings) -> None:
+    """The functions of the judge section and the rewarder's programs can be imported."""
+    judge = config.judge
+    named = {"judge.function": judge.function, "judge.labeler": judge.labeler, "judge.ideal": judge.ideal}
+    named |= {f"rewarder.programs.{objective}": spec for objective, spec in config.rewarder.programs.items()}
+    for key, spec in named.items():
+        if spec is None:
+            continue
+        try:
+            load_function(spec)
+        except ValueError as error:
+            findings.problem(f"{key}: {error}")
+        except Exception as error:  # the user's module may raise anything while it is imported
+            findings.problem(f"{key}: {first_line(error)}")
+
+
+def check_model(
+    key: str, name: str, revision: str | None, trust_remote_code: bool, findings: Findings
+) -> tuple[Path | None, Any]:
+    """The model's directory and its tokenizer, each None where it is not on this machine or not usable."""
+    directory = Path(name).expanduser()
+    if not directory.is_dir():
+        return _check_hub_model(key, name, revision, trust_remote_code, findings)
+    if not _has_weights(directory):
+        findings.problem(
+            f"{key}: {name} has no weights in *.safetensors; convert others with transformers' save_pretrained"
+        )
+    usable = _check_config_json(key, directory, findings)
+    return (directory if usable else None), _tokenizer(key, directory, trust_remote_code, findings) if usable else None
+
+
+def _check_named(config: Config, stages: set[str], findings: Findings) -> None:
+    """One problem for each stage whose input no key names and no other stage of the run makes."""
+    data, judge, rewarder, made = config.data, config.judge, config.rewarder, config.stages
+    labels = data.ratings or data.preferences or "collect" in made
+    needs = [
+        ("sft", data.demonstrations, "data.demonstrations"),
+        ("collect", data.prompts, "data.prompts"),
+        ("collect", judge.labeler, "judge.labeler"),
+        ("preferences", data.preferences or "collect" in made, "data.preferences (or stage collect)"),
+        ("reward_model", labels, "data.ratings or data.preferences (or stage collect)"),
+        ("reward_model", rewarder.objectives, "rewarder.objectives"),
+        ("iterate", data.prompts, "data.prompts"),
+        ("iterate", rewarder.model or "reward_model" in made, "rewarder.model (or stage reward_model)"),
+    ]
+    for stage, given, key in needs:
+        if stage in stages and not given:
+            findings.problem(f"stage {stage} needs {key}, which is not set; set it, or leave {stage} out of the stages")
+    if stages & POLICY_STAGES and not config.policy.model:
+        findings.problem("policy.model is not set; give a Hub id or a local directory")
+    if "evaluate" in stages and not (judge.function and data.eval_prompts):
+        findings.note("stage evaluate has no judge.function or no data.eval_prompts: gold rewards will not be measured")
+
+
+def _check_made(config: Config, stages: set[str], findings: Findings) -> None:
+    """Where only some stages run now, what the others make for them is there from before."""
+    for maker, (place, users) in MADE_BY.items():
+        if maker == "collect" and config.adaptation.enabled:
+            users = users | {"iterate"}  # whose rounds hold a candidate against the original data
+        if maker in config.stages and maker not in stages and users & stages and not (config.run_dir / place).exists():
+            findings.problem(
+                f"stage {', '.join(sorted(users & stages))} builds on stage {maker}, which is in `stages` but has made "
+                f"no {config.run_dir / place} yet; run it first, or take it out of `stages` in the configuration"
+            )
+
+
+def read_rows(key: str, source: str, read: Callable[[str, int | None], list[Any]], findings: Findings) -> list[Any]:
+    """The rows of a file (the first ones of a large one); each problem becomes a finding, and a Hub name a note."""
+    is_elsewhere = not Path(source).expanduser().exists() and is_hub_name(source) and not is_path(source)
+    if is_elsewhere and find_spec("datasets") is not None:
+        findings.note(f"{key}: {source} is no local file; it will be loaded from the Hub, which needs the network")
+        return []
+    try:
+        return read(source, None if is_small(source) else FIRST_ROWS)
+    except DataError as error:
+        for problem in str(error).splitlines():
+            findings.problem(f"{key}: {problem}")
+        return []
+
+
+def is_small(source: str) -> bool:
+    """Whether the whole file is read, so that what it lacks is known."""
+    path = Path(source).expanduser()
+    return path.is_file() and path.stat().st_size < WHOLE_FILE_BYTES
+
+
+def _check_lengths(key: str, rows: list[PromptRow], data: DataConfig, tokenizer: Any, findings: Findings) -> int:
+    """How many prompts fit; the tokenizer is None where it is not on this machine, and then all are taken to fit."""
+    if tokenizer is None or not rows:
+        return len(rows)
+    try:
+        kept, skipped = tokenize_prompts(rows, tokenizer, data.max_prompt_tokens, data.long_prompts)
+    except ValueError as error:
+        findings.problem(f"{key}: {error}")
+        return len(rows)
+    if skipped:
+        findings.note(f"{key}: {skipped} of {len(rows)} prompts are above data.max_prompt_tokens and will be skipped")
+    return len(kept)
+
+
+def _check_hub_model(
+    key: str, name: str, revision: str | None, trust_remote_code: bool, findings: Findings
+) -> tuple[Path | None, Any]:
+    from huggingface_hub import try_to_load_from_cache
+
+    if is_path(name):
+        findings.problem(
+            f"{key}: no such directory {name}; wanted a Hugging Face model directory or a Hub id owner/name"
+        )
+        return None, None
+    cached = try_to_load_from_cache(name, "config.json", revision=revision)
+    if not isinstance(cached, str):
+        if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
+            findings.problem(f"{key}: {name} is no directory here and not in the Hub cache, and HF_HUB_OFFLINE is set")
+        else:
+            findings.note(
+                f"{key}: {name} is no directory here; it will be downloaded from the Hub (needs the network), "
+                "and its size is unknown until then"
+            )
+        return None, None
+    directory = Path(cached).parent
+    if not any((directory / file).is_file() for file in TOKENIZER_FILES):
+        findings.note(f"{key}: the tokenizer of {name} will be downloaded from the Hub (needs the network)")
+        return directory, None
+    return directory, _tokenizer(key, directory, trust_remote_code, findings)
+
+
+def is_path(name: str) -> bool:
+    """Whether a name that is not there was meant as a path: not owner/name, or its first part is a directory here."""
+    return name.startswith((".", "~", "/")) or name.count("/") != 1 or Path(name.partition("/")[0]).is_dir()
+
+
+def _has_weights(directory: Path) -> bool:
+    return any(True for _ in directory.glob("*.safetensors"))
+
+
+def _check_config_json(key: str, directory: Path, findings: Findings) -> bool:
+    path = directory / "config.json"
+    if not path.is_file():
+        findings.problem(f"{key}: {directory} has no config.json; is it a Hugging Face model directory?")
+        return False
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        findings.problem(f"{key}: {path} is not valid JSON: {first_line(error)}")
+        return False
+    if not isinstance(found, dict):
+        findings.problem(f"{key}: {path} holds no JSON object")
+    return isinstance(found, dict)
+
+
+def _tokenizer(key: str, directory: Path, trust_remote_code: bool, findings: Findings) -> Any:
+    """The tokenizer, None (and a problem) without files or a chat template."""
+    if not any((directory / file).is_file() for file in TOKENIZER_FILES):
+        findings.problem(
+            f"{key}: {directory} has no tokenizer ({', '.join(TOKENIZER_FILES)}); save it beside the model"
+        )
+        return None
+    from transformers import AutoTokenizer  # seconds to import, and not needed by a run that failed above
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:  # tokenizers fail in many ways; each becomes the user's one line
+        findings.problem(f"{key}: the tokenizer in {directory} cannot be read: {first_line(error)}")
+        return None
+    if not tokenizer.chat_template:
+        findings.problem(
+            f"{key}: the tokenizer in {directory} has no chat template; use a chat model, or put the template of its "
+            "family in chat_template.jinja in that directory"
+        )
+        return None
+    return tokenizer

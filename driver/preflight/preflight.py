@@ -1,0 +1,201 @@
+"""The preflight: everything that can be known to be wrong before a model is loaded, listed at once.
+
+Called by launch.py before every run and by `--check`, which prints the Report and exits 2 where it has problems.
+Reads files, asks Redis and the cluster over TCP, and waits a few seconds at most; changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.config.config import COMMANDS, UNCENTRED, Config
+from common.config.file import ConfigError, differing_keys, read_saved, to_dict
+from common.model_size import Shape, shape_of
+from driver.export.hub import check_push
+from driver.export.stage import is_current
+from driver.preflight.commands import check_commands
+from driver.preflight.environment import check_versions, visible_gpus
+from driver.preflight.findings import Findings
+from driver.preflight.inputs import check_data, check_functions, check_model
+from driver.preflight.judge import check_judge
+from driver.preflight.labels import check_labels
+from driver.preflight.models import check_reward_model
+from driver.preflight.placement import (
+    Room,
+    check_placement,
+    disk_bytes,
+    format_gib,
+    gpus_wanted,
+    plan_lines,
+    roles_of,
+)
+from driver.preflight.preferences import check_preferences
+from driver.preflight.round_cost import round_lines
+from driver.preflight.services import check_cluster, check_redis
+
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+QUEUE_STAGES = {"iterate"}
+JUDGE_SERVICE = tuple(
+    f"judge.endpoint.{key}" for key in ("url", "key_env", "timeout_s", "max_response_kib", "retries", "concurrency")
+)
+# What a resumed run may change, since no number depends on it: where its services are, where its models go, what is shown,
+# what commands look at (whole sections: a run that is older than a command has none)
+# (judge.endpoint.model may not change, so that the judge stays who it was)
+FREE_ON_RESUME = (
+    "cluster.",
+    "redis.url",
+    "redis.password_env",
+    "export.",
+    "report.tensorboard",
+    *COMMANDS,
+    *JUDGE_SERVICE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """problems: one line each, empty where the run may start. plan: the placement table, its sums, disk and notes."""
+
+    problems: list[str]
+    plan: list[str]
+
+
+def check(config: Config, stages: list[str], resume: bool) -> Report:
+    """Checks everything that the `stages` need. Raises nothing for bad input: it is all in the report."""
+    findings = Findings()
+    _check_run_dir(config, resume, findings)
+    policy, rewarder, tokenizer, rm_tokenizer = _check_models(config, findings)
+    check_data(config, stages, tokenizer, findings)
+    check_labels(config, stages, rm_tokenizer, findings)
+    check_preferences(config, stages, tokenizer, findings)
+    check_functions(config, findings)
+    check_commands(config, stages, findings)
+    if "export" in stages:
+        check_push(config.export, findings)
+    if QUEUE_STAGES & set(stages):
+        check_redis(config.redis, config.cluster, findings)
+    building = [stage for stage in stages if stage != "export" or not is_current(config.run_dir)]  # else it only pushes
+    judge = check_judge(config, stages, findings)
+    plan = _check_placement(config, building, (policy, rewarder, judge), findings)
+    plan += [*_references_cost(config, building), *round_lines(config, building)]
+    plan += _check_disk(config, disk_bytes(config, building, _parameters(policy), _parameters(rewarder)), findings)
+    return Report(list(dict.fromkeys(findings.problems)), plan + [f"note: {note}" for note in findings.notes])
+
+
+def _check_models(config: Config, findings: Findings) -> tuple[Shape | None, Shape | None, Any, Any]:
+    """(the policy's shape, the reward model's, the policy's tokenizer, the reward model's), each None where it is not
+    known."""
+    policy, rewarder, trust = config.policy, config.rewarder, config.policy.trust_remote_code
+    directory, tokenizer = None, None
+    if policy.model:
+        directory, tokenizer = check_model("policy.model", policy.model, policy.revision, trust, findings)
+    shape = shape_of(directory)
+    if not rewarder.model:  # the reward model that stage reward_model trains has the policy's backbone
+        return shape, shape, tokenizer, tokenizer
+    directory, rm_tokenizer = check_model("rewarder.model", rewarder.model, rewarder.revision, trust, findings)
+    if (
+        directory is not None and Path(rewarder.model).expanduser().is_dir()
+    ):  # of the Hub's cache some files may be missing
+        check_reward_model("rewarder.model", directory, rewarder.objectives, findings)
+    return shape, shape_of(directory), tokenizer, rm_tokenizer
+
+
+def _parameters(shape: Shape | None) -> int | None:
+    return None if shape is None else shape.parameters
+
+
+def _check_placement(
+    config: Config, stages: Sequence[str], sizes: tuple[Shape | None, Shape | None, int | None], findings: Findings
+) -> list[str]:
+    """Versions, cluster and room for the roles; sizes: of policy, reward model and judge. Returns the plan's table."""
+    roles = roles_of(config, stages, *sizes)
+    room = _room(config, findings) if roles else Room(visible_gpus(), "none", None)
+    check_versions(findings, bool(room.gpus) and gpus_wanted(roles) > 0)
+    found = check_placement(roles, room)
+    findings.problems.extend(found.problems)
+    findings.notes.extend(found.notes)
+    actors = config.actors
+    if actors.tensor_parallel > 1 and actors.gpus and actors.gpus != actors.tensor_parallel:
+        findings.problem(
+            f"actors.gpus is {actors.gpus:g} with actors.tensor_parallel {actors.tensor_parallel}; they must be equal"
+        )
+    return plan_lines(roles, room)
+
+
+def _references_cost(config: Config, stages: Sequence[str]) -> list[str]:
+    """What the references cost, where the aggregation has any: responses of the anchor, sampled and scored once each."""
+    aggregation, iteration = config.aggregation, config.iteration
+    if "iterate" not in stages or aggregation.kind in UNCENTRED:
+        return []
+    prompts, count = iteration.steps * config.learner.groups_per_step, aggregation.references_per_prompt
+    share = count / config.actors.responses_per_prompt
+    canned = f", and {len(aggregation.canned)} canned scored" if aggregation.canned else ""
+    return [
+        f"references: {count} responses of the anchor to each of up to {prompts} prompts an iteration{canned}; at most "
+        f"{share:.0%} more samples than the policy's"
+    ]
+
+
+def _room(config: Config, findings: Findings) -> Room:
+    if config.cluster.address is None:
+        return Room(visible_gpus(), "none", None)
+    reached, cluster_gpus = check_cluster(config.cluster, findings)
+    return Room(visible_gpus(), "answers" if reached else "silent", cluster_gpus)
+
+
+def _check_run_dir(config: Config, resume: bool, findings: Findings) -> None:
+    name, run_dir = config.run.name, config.run_dir
+    if not RUN_NAME.fullmatch(name):
+        findings.problem(
+            f"run.name is {name!r}; wanted 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit"
+        )
+    elif resume:
+        _check_resume(config, findings)
+    elif run_dir.is_dir() and any(run_dir.iterdir()):
+        findings.problem(f"{run_dir} already holds a run; pass --resume, choose another run.name, or delete it")
+    elif run_dir.exists() and not run_dir.is_dir():
+        findings.problem(f"{run_dir} is a file; choose another run.name")
+    elif not os.access(_existing(run_dir), os.W_OK):
+        findings.problem(f"{_existing(run_dir)} cannot be written to; correct run.dir")
+
+
+def _check_resume(config: Config, findings: Findings) -> None:
+    """The saved configuration is there and agrees in every key that may not change."""
+    path = config.run_dir / "config.yaml"
+    if not path.is_file():
+        findings.problem(f"--resume, but there is no run in {config.run_dir}; correct run.name or leave --resume out")
+        return
+    try:
+        keys = differing_keys(to_dict(config), read_saved(path))
+    except ConfigError as error:
+        findings.problem(f"--resume: {error}")
+        return
+    keys = [key for key in keys if not key.startswith(FREE_ON_RESUME)]
+    if keys:
+        findings.problem(
+            f"--resume, but {config.run_dir} was started with another configuration; it differs in {', '.join(keys)}: "
+            "restore them (see its config.yaml) or choose another run.name"
+        )
+
+
+def _check_disk(config: Config, needed: float | None, findings: Findings) -> list[str]:
+    where = _existing(config.run_dir)
+    free = shutil.disk_usage(where).free
+    if needed is not None and needed > free:
+        findings.problem(
+            f"the run may need {format_gib(needed)} of disk and {where} has {format_gib(free)} free; free some, "
+            "change run.dir, or lower checkpoint.keep"
+        )
+    wanted = "an unknown amount" if needed is None else f"up to {format_gib(needed)}"
+    return [f"disk: {wanted} in {config.run_dir} ({format_gib(free)} free)"]
+
+
+def _existing(path: Path) -> Path:
+    """`path` or the nearest of its parents that is there."""
+    return next(parent for parent in (path.resolve(), *path.resolve().parents) if parent.exists())

@@ -1,0 +1,171 @@
+"""Tiers lora, top and full: the losses of a round through the backbone, under DeepSpeed, on every rank.
+
+    L  Bradley-Terry of the debiased gated score over its scale, on fresh pairs + original_weight * stage 1's losses on original
+       data (learner/reward_model/stage_1.py)
+    J  the difference loss on the meta prompts, a prompt's samples always in one micro-batch
+
+Called by learner/adaptation/round.py. Gradients are reduced over ranks before anything moves along them; second derivatives
+are central finite differences, with the signs in J frozen (its kink makes them garbage otherwise).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from learner.adaptation.fit import Method
+from learner.adaptation.meta_rm import Loss, differences, spread, spread_pairs
+from learner.ranks.batch import rank_micro_batches
+from learner.ranks.engine import Engine, num_ranks, reduce_sum
+from learner.reward_model.data import PromptSet, flatten
+from learner.reward_model.stage_1 import stage_1_losses
+from learner.reward_model.training import gated_score
+from rewarder.model import GatedRewardModel, RewardOutput
+from rewarder.scoring import collate
+
+PROBE = 0.001  # length of a finite difference's step in the parameters
+ROUGH_PROBE = 0.03  # of low-rank updates in a bfloat16 backbone, whose rounding is most of a smaller difference
+
+
+@dataclass(frozen=True)
+class FitSets:
+    """Judged pairs of the policy's samples, original data, and unlabelled samples of the policy."""
+
+    fresh: Sequence[PromptSet]
+    original: Sequence[PromptSet]
+    meta: Sequence[PromptSet]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The prompts of one pass, what its losses count by, and its weight: 0 where a rank has none left and runs the pass that
+    ZeRO-3 waits for."""
+
+    sets: list[PromptSet]
+    num_known: Tensor
+    num_units: int
+    weight: float
+    original: bool = False
+
+
+class BackboneLandscape:
+    """Trains `model`, which `engine` wraps."""
+
+    def __init__(self, engine: Engine, model: GatedRewardModel, sets: FitSets, method: Method, scale: float):
+        self._engine, self._model, self._sets = engine, model, sets
+        self._method, self._scale = method, scale
+        self._precision: Callable[[], AbstractContextManager[object]] = engine.precision
+        rough = method.settings.tier == "lora" and model.backbone.dtype != torch.float32
+        self._probe = ROUGH_PROBE if rough else PROBE
+        self._rng = np.random.default_rng([method.seed, 2])
+
+    # ---- Landscape ----------------------------------------------------------------------------------------------------
+
+    def gradient(self, loss: Loss, at: Tensor | None = None) -> tuple[float, Tensor]:
+        value = self.accumulate(loss, 1.0, at)
+        return value, self._engine.take_gradient()
+
+    def accumulate(self, loss: Loss, weight: float, at: Tensor | None = None) -> float:
+        with self._moved(at):
+            return self._backward(loss, weight, [None] * len(self._parts[loss]))
+
+    def accumulate_curvature(self, loss: Loss, weight: float, vector: Tensor) -> None:
+        length = self.dot(vector, vector) ** 0.5
+        if length == 0:
+            return
+        self._precision = nullcontext  # what bfloat16 rounds off is more than the difference
+        signs = [self._signs(part) if loss == "spread" else None for part in self._parts[loss]]
+        for side in (1, -1):
+            with self._moved(side * self._probe / length * vector):
+                self._backward(loss, side * weight * length / (2 * self._probe), signs)
+        self._precision = self._engine.precision
+
+    def dot(self, a: Tensor, b: Tensor) -> float:
+        return self._engine.dot(a, b)
+
+    def keep(self, by: Tensor) -> None:
+        self._engine.shift(by, 1.0)
+        self._engine.keep()
+
+    # ---- Fit ----------------------------------------------------------------------------------------------------------
+
+    def draw(self) -> None:
+        settings = self._method.settings
+        fresh, original = (self._draw(sets, settings.batch_pairs) for sets in (self._sets.fresh, self._sets.original))
+        weight = self._method.original_weight(bool(fresh))
+        pairs = [*self._cut(fresh, 1.0, False), *self._cut(original, weight, True)]
+        meta = self._draw(self._sets.meta, settings.meta.prompts)
+        self._parts: dict[Loss, list[Part]] = {"pairs": pairs, "spread": self._cut(meta, 1.0, False)}
+
+    def step(self, scale: float) -> None:
+        self._engine.step(scale)
+
+    # ---- passes -------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _moved(self, at: Tensor | None) -> Iterator[None]:
+        if at is not None:
+            self._engine.shift(at, 1.0)
+        yield
+        if at is not None:
+            self._engine.restore()
+
+    def _backward(self, loss: Loss, weight: float, signs: Sequence[Tensor | None]) -> float:
+        total = torch.zeros(1, dtype=torch.float64)
+        for part, frozen in zip(self._parts[loss], signs, strict=True):
+            value = part.weight * (self._spread(part, frozen) if loss == "spread" else self._pairs(part))
+            self._engine.backward(weight * value * num_ranks())
+            total += value.detach().double().cpu()
+        return float(reduce_sum(total))
+
+    def _pairs(self, part: Part) -> Tensor:
+        """The gated score's Bradley-Terry loss; of original data the ratings' and the head's too."""
+        output, labels = self._forward(part)
+        column = self._method.preference if part.original else None
+        ratings, pairs, pair_labels = labels
+        of_pass = ratings, pairs, pair_labels, part.num_known, part.num_units
+        losses = stage_1_losses(output, self._model.reward_transform_matrix, *of_pass, column, self._scale)
+        regression, gated, head = losses.unbind()
+        return gated + head + (self._method.regression_weight * regression if part.original else 0.0)
+
+    def _spread(self, part: Part, signs: Tensor | None) -> Tensor:
+        reward, prompt_of = self._rewards(part)
+        return spread(reward, spread_pairs(prompt_of, part.num_units), signs)
+
+    @torch.no_grad()
+    def _signs(self, part: Part) -> Tensor:
+        reward, prompt_of = self._rewards(part)
+        return differences(reward, spread_pairs(prompt_of, part.num_units)).sign()
+
+    def _rewards(self, part: Part) -> tuple[Tensor, Tensor]:
+        output, _ = self._forward(part)
+        reward = gated_score(output, self._model.reward_transform_matrix) / self._scale
+        return reward, flatten(part.sets)[-1].to(reward.device)
+
+    def _forward(self, part: Part) -> tuple[RewardOutput, list[Tensor]]:
+        rendered, *labels, _ = flatten(part.sets)
+        with self._precision():
+            output = self._engine.module(*collate(rendered, self._model.device))
+        return output, [values.to(self._model.device) for values in labels]
+
+    # -------------------------------------------------------------------------------------------------------------------
+
+    def _draw(self, sets: Sequence[PromptSet], most: int) -> list[PromptSet]:
+        if not sets:
+            return []
+        return [sets[i] for i in self._rng.choice(len(sets), min(most, len(sets)), replace=False)]
+
+    def _cut(self, sets: Sequence[PromptSet], weight: float, original: bool) -> list[Part]:
+        """This rank's passes over a batch; a pair loss counts by the batch's pairs, J by its prompts."""
+        if not sets:
+            return []
+        known = torch.from_numpy(sum(np.isfinite(prompt.ratings).sum(0) for prompt in sets)).to(self._model.device)
+        units = sum(len(prompt.pairs) for prompt in sets) or len(sets)
+        lengths = [sum(len(c.ids) for c in prompt.conversations) for prompt in sets]
+        cut = rank_micro_batches(lengths, self._method.micro_batch_tokens, self._method.rank, num_ranks())
+        return [Part([sets[i] for i in rows or [0]], known, units, weight * bool(rows), original) for rows in cut]

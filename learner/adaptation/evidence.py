@@ -1,0 +1,139 @@
+"""Whether a candidate reward model may serve: a paired test on fresh labels, and guards on the original data. Pure maths.
+
+Called by learner/adaptation/worker.py with what both models did on the same pairs. A candidate is accepted only if it orders
+freshly judged pairs of the current policy better (exact one-sided McNemar test) and loses at most a guard on the original
+held-out pairs and on the held-out ratings of every objective. Everything that is not a number refuses.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+POWER = 0.8
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Which of n judged fresh pairs each model orders as the judge does: served, candidate [n] bool, the same pairs."""
+
+    served: NDArray[np.bool_]
+    candidate: NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        if self.served.shape != self.candidate.shape or self.served.ndim != 1:
+            raise ValueError(
+                f"evidence has shapes {self.served.shape} and {self.candidate.shape}; want the same pairs [n] for both models"
+            )
+
+    @property
+    def wins(self) -> int:
+        """Pairs that the candidate orders rightly and the served model does not."""
+        return int((self.candidate & ~self.served).sum())
+
+    @property
+    def losses(self) -> int:
+        return int((self.served & ~self.candidate).sum())
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a model stands on the original held-out data: pair accuracy, and R2 of the ratings of each objective that the
+    candidate could have changed."""
+
+    accuracy: float
+    r2: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """level of the test; min_pairs of evidence; guards: the largest fall of accuracy and of any R2."""
+
+    level: float
+    min_pairs: int
+    guard_accuracy: float
+    guard_r2: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether the candidate may serve, why, and the numbers behind it (None where there is none)."""
+
+    accepted: bool
+    reason: str
+    numbers: dict[str, float | None]
+
+
+def mcnemar(wins: int, losses: int) -> float:
+    """P(at least `wins` of wins + losses | each is a fair coin): the exact one-sided McNemar p-value; 1 without any.
+
+    Pairs on which both models agree say nothing about which is better and do not enter."""
+    discordant = wins + losses
+    tail = sum(math.comb(discordant, k) for k in range(wins, discordant + 1))
+    return tail / 2**discordant
+
+
+def detectable_effect(pairs: int, discordant: float, level: float) -> float:
+    """The rise of accuracy that `pairs` pairs find with a power of 80 %, where the models disagree on a share `discordant`.
+
+    Normal approximation: solves effect sqrt(n) = z_level sqrt(d) + z_power sqrt(d - effect^2) (Connor 1987); the exact test
+    is a little weaker. An answer above `discordant` means that no effect can be found; inf for fewer than 3 pairs, 0 at
+    level 1."""
+    if level >= 1:
+        return 0.0
+    z_level, z_power = NormalDist().inv_cdf(1 - level), NormalDist().inv_cdf(POWER)
+    inside = pairs - z_level**2 + z_power**2
+    if pairs < 3 or inside < 0:
+        return math.inf
+    return math.sqrt(discordant) * (z_level * math.sqrt(pairs) + z_power * math.sqrt(inside)) / (pairs + z_power**2)
+
+
+def decide(evidence: Evidence, served: Standing, candidate: Standing, rules: Rules) -> Decision:
+    """Accepts only if the test and every guard hold; the reason names each one that does not."""
+    numbers = _numbers(evidence, served, candidate, rules.level)
+    failed = _failures(numbers, served, candidate, rules)
+    accuracies = f"fresh pairs {numbers['onpolicy_accuracy']:.3f} -> {numbers['candidate_onpolicy_accuracy']:.3f}"
+    original = f"original pairs {served.accuracy:.3f} -> {candidate.accuracy:.3f}"
+    power = f"which find a rise of {numbers['detectable_effect']:.3f} with a power of {POWER:.0%}"
+    test = f"p = {numbers['p_value']:.3g} on {len(evidence.served)} pairs, {power}"
+    reason = f"{accuracies} ({test}), {original}" + "".join(f"; {failure}" for failure in failed)
+    finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+    return Decision(not failed, reason, finite)
+
+
+def _numbers(evidence: Evidence, served: Standing, candidate: Standing, level: float) -> dict[str, float]:
+    pairs = len(evidence.served)
+    discordant = (evidence.wins + evidence.losses) / max(pairs, 1)
+    numbers = {
+        "evidence_pairs": float(pairs),
+        "wins": float(evidence.wins),
+        "losses": float(evidence.losses),
+        "p_value": mcnemar(evidence.wins, evidence.losses),
+        "detectable_effect": detectable_effect(pairs, discordant, level),
+        "onpolicy_accuracy": float(evidence.served.mean()) if pairs else math.nan,
+        "candidate_onpolicy_accuracy": float(evidence.candidate.mean()) if pairs else math.nan,
+        "pair_accuracy": served.accuracy,
+        "candidate_pair_accuracy": candidate.accuracy,
+    }
+    for name, value in served.r2.items():
+        numbers |= {f"r2/{name}": value, f"candidate_r2/{name}": candidate.r2[name]}
+    return numbers
+
+
+def _failures(numbers: dict[str, float], served: Standing, candidate: Standing, rules: Rules) -> list[str]:
+    """One line for each condition that does not hold; `not x <= guard` so that a NaN refuses."""
+    failed = []
+    if numbers["evidence_pairs"] < rules.min_pairs:
+        failed.append(f"{numbers['evidence_pairs']:.0f} pairs of evidence, {rules.min_pairs} wanted")
+    if not numbers["p_value"] <= rules.level:
+        failed.append(f"not shown to be better at level {rules.level:g}")
+    if not (fall := served.accuracy - candidate.accuracy) <= rules.guard_accuracy:
+        failed.append(f"the accuracy on original pairs falls by {fall:.3f}, the guard is {rules.guard_accuracy:g}")
+    for name, value in served.r2.items():
+        if not (fall := value - candidate.r2[name]) <= rules.guard_r2:
+            failed.append(f"R2 of {name} on held-out ratings falls by {fall:.3f}, the guard is {rules.guard_r2:g}")
+    return failed

@@ -1,0 +1,195 @@
+"""The reward model adapter: Ray actors of its own that turn the policy's scored samples into a candidate reward model.
+
+Called by the driver alone (driver/rounds/reward_models.py): `propose`, of rank 0, says which pairs should be judged and
+which samples are used without labels; `fit`, of every rank, trains a candidate, weighs it on the evidence, and writes it
+only if it is accepted. Rank 0 reads `{run}:scored` by a cursor of its own, outside the ledger: it acknowledges nothing, and
+what was trimmed before it looked is gone for it. Its own process group and optimizer; it holds no model between calls.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from common.config.config import Config
+from common.data.label_sources import LabelFiles
+from common.judge import PairItem, Preference
+from common.queue.address import QueueAddress
+from common.queue.ledger import START
+from common.types import ScoredGroup
+from learner.adaptation.candidates import Proposal, judged_sets, propose, round_seed, unlabelled_sets
+from learner.adaptation.disagreement import of_ensemble, of_pairs
+from learner.adaptation.evidence import Decision
+from learner.adaptation.fit import Method
+from learner.adaptation.round import Data, adapt
+from learner.ranks.engine import init_process_group
+from learner.ranks.own_host import own_host
+from learner.ranks.progress import Watched
+from learner.reward_model import data as reward_data
+from learner.reward_model.calibration import preference_column
+from learner.reward_model.data import PromptSet
+from rewarder.aggregation import aggregation_of
+from rewarder.model import GatedRewardModel
+
+READ_RECORDS = 256
+GROUPS_PER_PAIR = 4  # kept for each pair of a round: some have no two different whole responses, or one side is full
+MOST_ORIGINAL_PROMPTS = 2000  # of each, training and held out: bounds the passes of a round over a large original set
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a fit rests on: the proposal with its labels, its number (which seeds it), the weights of the losses of the original
+    pairs, in the file's order, where the method has any (ocrm), and labelled pairs of earlier rounds to fit on too."""
+
+    number: int
+    proposal: Proposal
+    preferences: Mapping[str, Preference]
+    pair_weights: Sequence[float] | None = None
+    earlier: Sequence[PairItem] = ()
+
+
+@dataclass(frozen=True)
+class Versions:
+    """The model that serves (directory or Hub id, and its revision), and the directory and rm_version of a candidate."""
+
+    served: str
+    revision: str | None
+    version: int
+    directory: str
+
+
+class RmAdapter(Watched):
+    """One rank: proposes, fits and weighs; one round at a time."""
+
+    def __init__(self, rank: int, config: Config):
+        self._rank, self._config = rank, config
+        self._settings, self._rewarder = config.adaptation, config.rewarder
+        self._device = torch.device("cuda" if self._settings.gpus else "cpu")
+        fitted = self._settings.fit_pairs if self._settings.method == "labelled" else 0
+        self._pairs = fitted, self._settings.evidence_pairs
+        self._cursor = START
+        self._groups: dict[int, ScoredGroup] = {}
+
+    def address(self) -> tuple[str, int]:
+        """A host and free port of rank 0's node, for the process group."""
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return "127.0.0.1" if self._config.cluster.address is None else own_host(), free.getsockname()[1]
+
+    def join(self, host: str, port: int) -> None:
+        """Joins the adapter's process group; every rank must call it."""
+        torch.set_num_threads(self._settings.threads)
+        init_process_group(self._rank, self._settings.ranks, host, port, self._settings.gpus)
+
+    def set_original(self, files: LabelFiles) -> None:
+        """The original data that the served model was made from."""
+        self._files = files
+
+    def connect(self, queue: QueueAddress) -> None:
+        """Opens the scored stream."""
+        self._queue = queue.connect()
+
+    def propose(self, number: int, first_slot: int) -> Proposal:
+        """Pairs of the newest samples (slots from first_slot on), to be judged before `fit`, and samples without labels."""
+        self._read(first_slot)
+        return self.propose_from(number, list(self._groups.values()))
+
+    def propose_from(self, number: int, groups: Sequence[ScoredGroup]) -> Proposal:
+        """The same of these groups."""
+        fraction = self._config.learner.reward_model.held_out_fraction
+        doubt = self._doubt if self._settings.select == "disagreement" else None
+        return propose(groups, *self._pairs, fraction, self._seed(number), doubt)
+
+    def fit(self, chosen: Round, versions: Versions) -> Decision:
+        """Fits a candidate to the served model, weighs it, and writes it if it is accepted. What is served is only read."""
+        served, revision, rewarder = versions.served, versions.revision, self._rewarder
+        model = GatedRewardModel.load(served, rewarder.dtype, revision, rewarder.objectives).to(self._device)
+        tokenizer = AutoTokenizer.from_pretrained(served, revision=revision)
+        data = self._data(chosen, model.objectives, tokenizer)
+        aggregation = aggregation_of(self._config.aggregation, model.objectives)
+        method = self._method(model.objectives, chosen.number)
+        decision = adapt(model, data, aggregation, method, self._config.learner, self._report)
+        if decision.accepted and self._rank == 0:
+            model.info = replace(model.info, rm_version=versions.version)
+            model.save(Path(versions.directory), tokenizer)
+        return replace(decision, numbers=decision.numbers | _facts(data, chosen))
+
+    def _method(self, objectives: Sequence[str], number: int) -> Method:
+        learner = self._config.learner
+        return Method(
+            self._settings,
+            learner.reward_model.regression_weight,
+            preference_column(self._rewarder, objectives),
+            learner.micro_batch_tokens,
+            self._seed(number),
+            learner.gradient_checkpointing,
+            self._rank,
+        )
+
+    def _doubt(self, pairs: Sequence[PairItem]) -> Sequence[float]:
+        assert self._settings.ensemble is not None, "the configuration asks for an ensemble"
+        return of_pairs(pairs, self._settings.ensemble, self._rewarder, self._device).tolist()
+
+    def disagreement(self, first_slot: int) -> float | None:
+        """Of adaptation.ensemble's members on the newest groups from first_slot on; None where there are none."""
+        self._read(first_slot)
+        newest, ensemble = sorted(self._groups)[-self._settings.drift.pairs :], self._settings.ensemble
+        assert ensemble is not None, "the configuration asks for an ensemble"
+        return of_ensemble([self._groups[slot] for slot in newest], ensemble, self._rewarder, self._device)
+
+    def _read(self, first_slot: int) -> None:
+        """Takes in what the stream has gained, and keeps the newest groups from first_slot on up to a bound."""
+        while records := self._queue.read_scored(self._cursor, READ_RECORDS, 0.0):
+            for self._cursor, record in records:
+                if isinstance(record, ScoredGroup):
+                    self._groups[record.group.slot] = record
+            self._forget(first_slot)
+        self._forget(first_slot)
+
+    def _forget(self, first_slot: int) -> None:
+        newest = sorted(slot for slot in self._groups if slot >= first_slot)
+        kept = newest[-GROUPS_PER_PAIR * sum(self._pairs) :]
+        self._groups = {slot: self._groups[slot] for slot in kept}
+
+    def _data(self, chosen: Round, objectives: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Data:
+        most, training, proposal = self._rewarder.max_tokens, self._config.learner.reward_model, chosen.proposal
+        rest = objectives, tokenizer
+        settings = self._rewarder, training, chosen.pair_weights
+        original = reward_data.read_sides(self._files, objectives, tokenizer, *settings)
+        bounded = (self._bounded(sets) for sets in original)
+        fit, evidence = (
+            judged_sets(items, chosen.preferences, *rest, most)
+            for items in ([*proposal.fit, *chosen.earlier], proposal.evidence)
+        )
+        return Data(fit, evidence, unlabelled_sets(proposal.unlabelled, *rest, most), *bounded)
+
+    def _bounded(self, sets: list[PromptSet]) -> list[PromptSet]:
+        """The same MOST_ORIGINAL_PROMPTS of them in every round."""
+        if len(sets) <= MOST_ORIGINAL_PROMPTS:
+            return sets
+        order = np.random.default_rng(self._config.run.seed).permutation(len(sets))
+        return [sets[index] for index in sorted(order[:MOST_ORIGINAL_PROMPTS])]
+
+    def _seed(self, number: int) -> int:
+        return round_seed(self._config.run.seed, number)
+
+
+def _facts(data: Data, chosen: Round) -> dict[str, float | None]:
+    """What the decision rests on: numbers of pairs, and how old the policy was that sampled them."""
+    oldest = chosen.proposal.oldest_version
+    preferences = [chosen.preferences[item.key] for item in chosen.proposal.items if item.key in chosen.preferences]
+    return {
+        "judged_pairs": float(len(preferences)),
+        "ties": float(sum(preference == "tie" for preference in preferences)),
+        "earlier_pairs": float(len(chosen.earlier)),
+        "fit_pairs": float(sum(len(prompt.pairs) for prompt in data.fit)),
+        "unlabelled_prompts": float(len(data.meta)),
+        "held_out_prompts": float(len(data.held_out)),
+        "oldest_policy_version": None if oldest is None else float(oldest),
+    }

@@ -1,0 +1,53 @@
+"""Published weights: the policy's parameters as safetensors shards in memory, and the probe that proves their arrival.
+
+Called by learner/worker.py. A shard is a whole safetensors file as bytes; the driver hands them to every engine through
+Ray's object store, so no node needs another's disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from common.types import FloatArray, IntArray
+from learner.ranks.logprobs import token_logprobs
+
+SHARD_BYTES = 1 << 30
+
+
+def to_shards(
+    parameters: Iterable[tuple[str, Tensor]], dtype: torch.dtype, keep: bool
+) -> tuple[list[bytes], list[str]]:
+    """(safetensors files, tensor names). Walks every parameter in any case (gathers are collective); `keep` on rank 0."""
+    shards: list[bytes] = []
+    names: list[str] = []
+    pending: dict[str, Tensor] = {}
+    size = 0
+    for name, parameter in parameters:
+        if not keep:
+            continue
+        tensor = parameter.to("cpu", dtype, copy=True).contiguous()
+        names.append(name)
+        pending[name] = tensor
+        size += tensor.nbytes
+        if size >= SHARD_BYTES:
+            shards.append(safetensors.torch.save(pending, {"format": "pt"}))
+            pending, size = {}, 0
+    if pending:
+        shards.append(safetensors.torch.save(pending, {"format": "pt"}))
+    return shards, names
+
+
+def probe_logprobs(
+    module: Callable[..., Any], token_ids: IntArray, dtype: torch.dtype, device: torch.device
+) -> FloatArray:
+    """log p(token t | earlier), t = 1 .. T-1, at temperature 1, computed in the precision that the engines run. [T-1]"""
+    ids = torch.from_numpy(token_ids.astype(np.int64))[None].to(device)
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        logits = module(input_ids=ids, use_cache=False).logits
+    return token_logprobs(logits, ids, 1.0)[0, 1:].cpu().numpy()

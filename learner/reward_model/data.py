@@ -1,0 +1,197 @@
+"""Ratings and pairs as one set of conversations grouped by prompt: what the reward model is trained and calibrated on.
+
+Called by learner/reward_model/stage.py, learner/adaptation/worker.py and learner/adaptation/candidates.py. A response that
+is both rated and in a pair is one conversation and costs one forward pass; splits are by prompt, so that no held-out prompt
+was ever trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from common.config.config import DenoisingConfig, RewarderConfig, RewardTrainingConfig
+from common.data.data import PreferencePair, RatedResponse, read_pairs, read_ratings
+from common.data.label_sources import (
+    NO_PROGRAMS,
+    LabelFiles,
+    Program,
+    load_programs,
+    rate,
+    unknown_objectives,
+    untrained_heads,
+)
+from common.data.sources import short
+from common.data.split import is_held_out, prompt_key
+from common.data.strengths import read_strengths
+from common.types import Message
+from learner.reward_model.denoising import denoised_pairs
+from rewarder.scoring import OVERFLOW, Rendered, check_length, render
+
+CHECKED_ROWS = 8192  # at a time: hidden states may be a memory-mapped file
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Indices of two conversations of a prompt, and the label: `chosen` is better with probability `target`, by `margin`;
+    `weight` of its loss."""
+
+    chosen: int
+    rejected: int
+    target: float = 1.0
+    margin: float = 0.0
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """One prompt's conversations. ratings [n, K] with NaN where nothing rates; pairs of their indices."""
+
+    messages: tuple[Message, ...]
+    conversations: tuple[Rendered, ...]
+    ratings: NDArray[np.float32]
+    pairs: tuple[Pair, ...]
+
+
+def read_sides(
+    files: LabelFiles,
+    objectives: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    rewarder: RewarderConfig,
+    training: RewardTrainingConfig,
+    pair_weights: Sequence[float] | None = None,
+) -> tuple[list[PromptSet], list[PromptSet]]:
+    """(training, held out) from the files and the configured programs; training pairs are denoised, held-out ones as they came.
+    pair_weights are of the losses of the pairs, in the file's order.
+    Raises ValueError where a model that is to be trained (no rewarder.model) has an objective without a source of labels, or
+    with ratings of held-out prompts alone; and for strengths of other pairs."""
+    fraction = training.held_out_fraction
+    rated = read_ratings(files.ratings) if files.ratings else []
+    paired = read_pairs(files.pairs) if files.pairs else []
+    if pair_weights is not None:
+        paired = [replace(pair, weight=float(w)) for pair, w in zip(paired, pair_weights, strict=True)]
+    sources = rated, rewarder.programs, rewarder.preference, len(paired)
+    if rewarder.model is None and (problems := untrained_heads(objectives, *sources, fraction)):
+        raise ValueError("\n".join(problems))
+    programs = load_programs(rewarder.programs)
+    if paired and not training.denoising.is_neutral:
+        paired = _denoised(paired, files.strengths, training.denoising, fraction)
+    return split(prompt_sets(rated, paired, objectives, tokenizer, rewarder.max_tokens, programs), fraction)
+
+
+def _denoised(
+    pairs: Sequence[PreferencePair], strengths: str | None, denoising: DenoisingConfig, fraction: float
+) -> list[PreferencePair]:
+    """The training pairs denoised, then the held-out ones as they are."""
+    held_out = np.array([is_held_out(pair.messages, fraction) for pair in pairs])
+    if denoising.needs_strength:
+        assert strengths is not None, "the configuration asks for a source of strengths"
+        found = read_strengths(strengths, pairs)
+        mean, std = found.mean[~held_out], found.std[~held_out]
+    else:
+        mean = std = np.zeros(int((~held_out).sum()))
+    kept, unseen = ([pairs[index] for index in np.flatnonzero(side)] for side in (~held_out, held_out))
+    return [*denoised_pairs(kept, mean, std, denoising), *unseen]
+
+
+def prompt_sets(
+    ratings: Sequence[RatedResponse],
+    pairs: Sequence[PreferencePair],
+    objectives: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    programs: Mapping[str, Program] = NO_PROGRAMS,
+) -> dict[str, PromptSet]:
+    """Prompt key -> its set, in the order of first appearance; `programs` rate every response. Raises ValueError for
+    ratings of an unknown objective, and ProgramError."""
+    if problems := unknown_objectives(ratings, objectives):
+        raise ValueError("\n".join(problems))
+    responses: dict[str, dict[str, dict[str, float | None]]] = {}
+    messages: dict[str, tuple[Message, ...]] = {}
+    compared: dict[str, list[PreferencePair]] = {}
+    for row in (*ratings, *pairs):
+        messages.setdefault(prompt_key(row.messages), row.messages)
+    for row in ratings:
+        responses.setdefault(prompt_key(row.messages), {})[row.response] = row.scores
+    for pair in pairs:
+        known = responses.setdefault(prompt_key(pair.messages), {})
+        known.setdefault(pair.chosen, {})
+        known.setdefault(pair.rejected, {})
+        compared.setdefault(prompt_key(pair.messages), []).append(pair)
+    rest = (objectives, tokenizer, max_tokens)
+    return {
+        key: _prompt_set(messages[key], _rated(programs, messages[key], known), compared.get(key, []), *rest)
+        for key, known in responses.items()
+    }
+
+
+def split(sets: dict[str, PromptSet], held_out_fraction: float) -> tuple[list[PromptSet], list[PromptSet]]:
+    """(training, held out), by a hash of the prompt's opening: the same prompt falls on the same side in every run."""
+    sides: tuple[list[PromptSet], list[PromptSet]] = ([], [])
+    for value in sets.values():
+        sides[is_held_out(value.messages, held_out_fraction)].append(value)
+    if not sides[0] or not sides[1]:
+        raise ValueError(
+            f"{len(sets)} prompts split into {len(sides[0])} for training and {len(sides[1])} held out; give more prompts "
+            "or change learner.reward_model.held_out_fraction"
+        )
+    return sides
+
+
+def flatten(sets: Sequence[PromptSet]) -> tuple[list[Rendered], Tensor, Tensor, Tensor, Tensor]:
+    """All conversations in one list, with ratings [N, K], pairs [P, 2] in its indices, their labels [P, 3] (target, margin,
+    weight) and prompt_of [N]."""
+    rendered = [conversation for prompt in sets for conversation in prompt.conversations]
+    starts = np.cumsum([0, *(len(prompt.conversations) for prompt in sets)])
+    pairs = [(start + p.chosen, start + p.rejected) for start, s in zip(starts, sets, strict=False) for p in s.pairs]
+    labels = [(p.target, p.margin, p.weight) for prompt in sets for p in prompt.pairs]
+    prompt_of = np.repeat(np.arange(len(sets)), [len(prompt.conversations) for prompt in sets])
+    ratings = torch.from_numpy(np.concatenate([prompt.ratings for prompt in sets]))
+    indices, labels = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2), torch.tensor(labels).reshape(-1, 3)
+    return rendered, ratings, indices, labels, torch.from_numpy(prompt_of)
+
+
+def check_finite_rows(what: str, values: Sequence[Tensor], sets: Sequence[PromptSet]) -> None:
+    """ValueError naming the first conversation's prompt where a value is not finite; values [N, ...] each, of the N
+    conversations of these sets in order."""
+    prompts = [prompt for prompt in sets for _ in prompt.conversations]
+    for start in range(0, len(prompts), CHECKED_ROWS):
+        parts = [value[start : start + CHECKED_ROWS].flatten(1) for value in values]
+        wrong = ~torch.stack([part.isfinite().all(1) for part in parts]).all(0)
+        if bool(wrong.any()):
+            row = start + int(wrong.nonzero()[0])
+            raise ValueError(
+                f"{what} of conversation {row} of {len(prompts)} are not finite; its prompt is "
+                f"{short(prompts[row].messages[-1].content)}; {OVERFLOW}"
+            )
+
+
+def _prompt_set(
+    messages: tuple[Message, ...],
+    known: dict[str, dict[str, float | None]],
+    compared: Sequence[PreferencePair],
+    objectives: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+) -> PromptSet:
+    index = {response: i for i, response in enumerate(known)}
+    values = [[np.nan if (v := scores.get(name)) is None else v for name in objectives] for scores in known.values()]
+    return PromptSet(
+        messages,
+        tuple(check_length(render(tokenizer, messages, response), max_tokens) for response in known),
+        np.array(values, dtype=np.float32).reshape(len(known), len(objectives)),
+        tuple(Pair(index[p.chosen], index[p.rejected], p.target, p.margin, p.weight) for p in compared),
+    )
+
+
+def _rated(
+    programs: Mapping[str, Program], messages: tuple[Message, ...], known: dict[str, dict[str, float | None]]
+) -> dict[str, dict[str, float | None]]:
+    """response -> its scores, with those of the programs."""
+    return {response: {**scores, **rate(programs, messages, response)} for response, scores in known.items()}

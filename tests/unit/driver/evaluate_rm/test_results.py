@@ -1,0 +1,91 @@
+"""What evaluate_rm measures and prints, from outcomes made by hand; no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.data.judged import Answer, Judged
+from common.types import Message
+from driver.evaluate_rm.command import extra_tokens
+from driver.evaluate_rm.measures import Outcome
+from driver.evaluate_rm.overlap import Overlap
+from driver.evaluate_rm.page import write_page
+from driver.evaluate_rm.results import results
+from driver.evaluate_rm.scores import without_long_rows
+from driver.evaluate_rm.sets import EvalSet
+from driver.evaluate_rm.tables import format_results
+
+UNKNOWN = Overlap("not known", {})
+PAIR = Judged((Answer((Message("user", "p"),), "y"),), (Answer((Message("user", "p"),), "n"),))
+
+
+def judged(name: str, slices: Sequence[str]) -> EvalSet:
+    rows = tuple(
+        Judged((Answer((Message("user", f"p{at}"),), "y"),), (Answer((Message("user", f"p{at}"),), "n"),), place)
+        for at, place in enumerate(slices)
+    )
+    return EvalSet(name, rows, {})
+
+
+def test_the_table_by_hand() -> None:
+    wins = [Outcome((1.0,), (0.0,))] * 3 + [Outcome((0.0,), (0.0,))]
+    found = results("m", None, UNKNOWN, [judged("s", ["a", "a", "b", "b"])], {"gated": {"s": wins}}, {"s": np.zeros(4)})
+    lines = format_results(found).splitlines()
+    head = ["reward model: m", "baseline: none (evaluate_rm.baseline)", "training prompts: not known"]
+    assert lines[:3] == head and lines[3:5] == ["", "s: 4 rows"]
+    del lines[0]
+    assert lines[4].split() == ["accuracy", "[95", "%]", "rows", "gated"]
+    assert lines[5].startswith("  all                 4  0.750 [0.301, 0.954]")
+    assert lines[6].startswith("  a                   2  1.000") and lines[7].startswith(
+        "  b                   2  0.500"
+    )
+    assert lines[8] == "  lost to equal scores: gated 1"
+    assert "pairs in a half of the prompts; 20 wanted" in lines[10]
+
+
+def test_calibration_is_of_right_minus_wrong() -> None:
+    better = [Outcome((1.0 + at % 7,), (at % 3 * 1.5,)) for at in range(100)]
+    worse = [Outcome(outcome.wrong, outcome.right) for outcome in better]
+    scored = {"gated": {"s": better}, "baseline": {"s": worse}, "longer answer": {"s": better}}
+    found = results(
+        "m", "b", UNKNOWN, [judged("s", ["all"] * 100)], scored, {"s": np.arange(100, dtype=np.float64)}
+    ).sets["s"]
+    assert found.slices["all"]["gated"].share.mean > 0.6 > found.slices["all"]["baseline"].share.mean
+    assert found.calibration["gated"].temperature > 0 and found.calibration["gated"].reason == ""
+    assert found.calibration["baseline"].reason == "the scores order the pairs no better than chance"
+    assert set(found.calibration) == {"gated", "baseline"}  # a length is no logit
+
+
+def test_extra_tokens_are_those_of_the_right_answer_and_of_pairs_alone() -> None:
+    best_of_n = EvalSet("n", (Judged(PAIR.right, PAIR.wrong * 2),), {})
+    lengths = {"s": [Outcome((7.0,), (3.0,)), Outcome((2.0,), (5.0,))], "n": [Outcome((1.0,), (1.0, 2.0))]}
+    found = extra_tokens([judged("s", ["a", "b"]), best_of_n], lengths)
+    assert list(found) == ["s"] and found["s"].tolist() == [4.0, -3.0]
+
+
+def test_rows_that_are_too_long_are_left_out_whole() -> None:
+    sets = [judged("s", ["a", "b"]), judged("t", ["c"])]
+    kept, fits = without_long_rows(sets, np.array([1.0, np.nan, 2.0, 3.0, 4.0, 5.0]))
+    assert [len(found.rows) for found in kept] == [1, 1] and fits.tolist() == [False, False, True, True, True, True]
+    assert kept[0].skipped == {"longer than rewarder.max_tokens": 1} and kept[1].skipped == {}
+    with pytest.raises(ValueError, match="t: all 1 rows are longer than rewarder.max_tokens; raise it"):
+        without_long_rows(sets, np.array([1.0, 1.0, 1.0, 1.0, np.nan, 1.0]))
+
+
+def test_the_overlap_stands_with_each_set_where_it_is_known(tmp_path: Path) -> None:
+    wins = {"gated": {name: [Outcome((1.0,), (0.0,))] * 2 for name in "st"}}
+    sets = [judged("s", ["all"] * 2), judged("t", ["all"] * 2)]
+    found = results("m", None, Overlap("9 prompts", {"s": 1, "t": 0}), sets, wins, {})
+    lines = format_results(found).splitlines()
+    assert lines[2] == "training prompts: 9 prompts"
+    said = [line.strip() for line in lines if "in a row of the prompt" in line]
+    assert said == [f"13 words in a row of the prompt are in a training prompt too: {n} of 2 rows" for n in (1, 0)]
+    assert found.to_dict()["overlap"] == {"training": "9 prompts", "rows": {"s": 1, "t": 0}}
+    page = write_page(tmp_path / "page.html", found).read_text()
+    assert said[0] in page and "Training prompts: 9 prompts." in page
+    unknown = results("m", None, UNKNOWN, sets, wins, {})
+    assert "in a row of the prompt" not in format_results(unknown)

@@ -1,0 +1,79 @@
+"""common/metrics.py and driver/record/checkpoint.py: what a run keeps on disk, and what a broken disk looks like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.metrics import StepLog, read_rows, step_names
+from driver.record import checkpoint
+
+
+def test_every_row_has_the_fixed_names(tmp_path: Path) -> None:
+    log = StepLog(tmp_path / "m.jsonl", step_names(["safe"]))
+    log.write(0, {"gold/mean": 0.5})
+    (row,) = read_rows(tmp_path / "m.jsonl")
+    assert row["step"] == 0 and row["gold/mean"] == 0.5
+    assert row["reward/safe"] is None and row["gate/safe"] is None
+
+
+def test_cut_removes_later_rows_and_a_torn_one(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    log = StepLog(path)
+    for step in range(4):
+        log.write(step, {})
+    with path.open("a") as file:
+        file.write('{"step": 1, "half')
+    log.cut(2)
+    assert [row["step"] for row in read_rows(path)] == [0, 1, 2]
+    log.cut(-1)
+    assert read_rows(path) == []
+
+
+def write(root: Path, step: int, content: str = "weights") -> Path:
+    def put(aside: Path) -> None:
+        (aside / "w").write_text(content)
+
+    return checkpoint.write_checkpoint(root, step, {"step": step}, put, 2)
+
+
+def test_newest_is_the_highest_step_and_old_ones_go(tmp_path: Path) -> None:
+    for step in (2, 4, 10):
+        write(tmp_path, step)
+    assert checkpoint.steps(tmp_path) == [4, 10]
+    assert checkpoint.newest(tmp_path) == tmp_path / "step_10"
+    assert checkpoint.read_state(tmp_path / "step_10") == {"step": 10}
+
+
+def test_no_checkpoint_is_none(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda path: (path / "w").write_text("weighty"), "w has changed"),
+        (lambda path: (path / "w").unlink(), "w is missing"),
+        (lambda path: (path / checkpoint.MANIFEST).unlink(), "not a finished checkpoint"),
+    ],
+)
+def test_a_broken_checkpoint_stops_the_resume(tmp_path: Path, harm, said: str) -> None:
+    write(tmp_path, 1)
+    harm(write(tmp_path, 2))
+    with pytest.raises(checkpoint.CheckpointError, match=said):
+        checkpoint.newest(tmp_path)
+
+
+def test_a_writer_that_dies_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+
+    def die(aside: Path) -> None:
+        (aside / "w").write_text("half")
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        checkpoint.write_checkpoint(tmp_path, 2, {"step": 2}, die, 2)
+    assert checkpoint.newest(tmp_path) == tmp_path / "step_1"
+    write(tmp_path, 2)
+    assert checkpoint.newest(tmp_path) == tmp_path / "step_2"
