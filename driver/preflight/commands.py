@@ -50,6 +50,17 @@ def _check_evaluation(section: EvaluateRmConfig, findings: Findings) -> None:
         findings.problem(
             "evaluate_rm has nothing to judge: set evaluate_rm.pairs, evaluate_rm.rewardbench or evaluate_rm.rewardbench2"
         )
+    _check_prior_sets(section, findings)
+    _check_names(section, findings)
+    for key, _, source, read in named:
+        read_rows(key, source, _as_rows(read), findings)
+    if section.baseline:
+        check_model("evaluate_rm.baseline", section.baseline, section.baseline_revision, False, findings)
+    elif section.baseline_revision:
+        findings.problem("evaluate_rm.baseline_revision is set without evaluate_rm.baseline; set both or neither")
+
+
+def _check_prior_sets(section: EvaluateRmConfig, findings: Findings) -> None:
     for name in section.prior_sets:
         if name not in PRIOR_SETS:
             findings.problem(f"evaluate_rm.prior_sets names {name!r}; it must be one of {', '.join(PRIOR_SETS)}")
@@ -57,15 +68,12 @@ def _check_evaluation(section: EvaluateRmConfig, findings: Findings) -> None:
         findings.problem(
             "evaluate_rm.prior_sets is set without evaluate_rm.rewardbench; for such pairs alone use evaluate_rm.pairs"
         )
+
+
+def _check_names(section: EvaluateRmConfig, findings: Findings) -> None:
     for name in section.pairs:
         if name in (V1, V2) or name.startswith(PRIOR):
             findings.problem(f"evaluate_rm.pairs names a set {name!r}, which is taken; give it another name")
-    for key, _, source, read in named:
-        read_rows(key, source, _as_rows(read), findings)
-    if section.baseline:
-        check_model("evaluate_rm.baseline", section.baseline, section.baseline_revision, False, findings)
-    elif section.baseline_revision:
-        findings.problem("evaluate_rm.baseline_revision is set without evaluate_rm.baseline; set both or neither")
 
 
 def _as_rows(read: Callable[[str, int | None], JudgedFile]) -> Callable[[str, int | None], list[Any]]:

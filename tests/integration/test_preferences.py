@@ -5,6 +5,7 @@ under DeepSpeed, with what is kept of them.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ from transformers import AutoTokenizer
 
 from common.config.config import Config
 from common.config.preference_checks import too_few
-from common.data.data import read_pairs
-from common.data.strengths import read_strengths
+from common.data.data import PreferencePair, read_pairs
+from common.data.strengths import Strengths, read_strengths
 from learner.preferences.worker import PreferenceWorker
 from rewarder.model import GatedRewardModel
 from rewarder.scoring import score_texts
@@ -78,6 +79,16 @@ def test_the_stage_under_ray_with_two_workers_and_again(world: Path, tmp_path: P
     assert report["share_below_0"] == np.mean(found.mean < 0) < 0.5
     assert [member["member"] for member in report["members"]] == [0, 1, 2, 3]
     assert f"{PROMPTS} pairs" in (said := run.log.read_text()) and f"{out}/page.html" in said
+    assert_every_member_said_it(out, pairs, found)
+    before = {path: path.read_bytes() for path in out.glob("*.*")}
+    again = Launched(tmp_path, world, *given, "--resume", config="configs/base.yaml")
+    assert again.wait() == 0, again.log.read_text()[-4000:]
+    assert "stage preferences: done before, skipped" in again.log.read_text()
+    assert before == {path: path.read_bytes() for path in out.glob("*.*")}
+
+
+def assert_every_member_said_it(out: Path, pairs: Sequence[PreferencePair], found: Strengths) -> None:
+    """The strengths of held-out pairs are the means over the kept members' own scores."""
     ensemble = GatedRewardModel.load(out / "ensemble", "float32")
     tokenizer = AutoTokenizer.from_pretrained(out / "ensemble")
     texts = [(row.messages, text) for row in pairs for text in (row.chosen, row.rejected)]
@@ -86,11 +97,6 @@ def test_the_stage_under_ray_with_two_workers_and_again(world: Path, tmp_path: P
     held_out = [json.loads(line)["members"] == 4 for line in (out / "pairs.jsonl").read_text().splitlines()]
     np.testing.assert_allclose(every.mean(1)[held_out], found.mean[held_out], atol=1e-4)
     np.testing.assert_allclose(every.std(1)[held_out], found.std[held_out], atol=1e-4)
-    before = {path: path.read_bytes() for path in out.glob("*.*")}
-    again = Launched(tmp_path, world, *given, "--resume", config="configs/base.yaml")
-    assert again.wait() == 0, again.log.read_text()[-4000:]
-    assert "stage preferences: done before, skipped" in again.log.read_text()
-    assert before == {path: path.read_bytes() for path in out.glob("*.*")}
 
 
 # ---- backbones

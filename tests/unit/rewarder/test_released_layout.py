@@ -141,6 +141,16 @@ def states(directory: Path, prompt: list[Message], response: str, dtype: torch.d
     return hidden[positions(ids)[0]], hidden[positions(ids)[1]]
 
 
+def gate_by_hand(w: dict[str, NDArray], h_prompt: NDArray, tau: float) -> NDArray:
+    """g = s softmax(MLP(h_P) / tau), layer by layer."""
+    z = h_prompt
+    for layer in range(4):
+        z = w[f"gating.layers.{layer}.weight"] @ z + w[f"gating.layers.{layer}.bias"]
+        z = np.where(z > 0, z, 0) if layer < 3 else z
+    e = np.exp((z - z.max()) / tau)
+    return w["gating.logit_scale"][0] * e / e.sum()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(
     ("prompt", "tau"), [(PROMPT, 10), (ALONE, 10), (ALONE, 4)], ids=["two turns", "one turn", "another temperature"]
@@ -161,12 +171,7 @@ def test_every_part_is_the_equations(
         h_prompt, h_response = states(released, prompt, response, dtype)
         r = np.array([sum(w["regression_layer.weight"][k] * h_response) for k in range(OBJECTIVES)])
         np.testing.assert_allclose(scores[i].numpy(), r, rtol=1e-4, atol=1e-5)
-        z = h_prompt
-        for layer in range(4):
-            z = w[f"gating.layers.{layer}.weight"] @ z + w[f"gating.layers.{layer}.bias"]
-            z = np.where(z > 0, z, 0) if layer < 3 else z
-        e = np.exp((z - z.max()) / tau)
-        g = w["gating.logit_scale"][0] * e / e.sum()
+        g = gate_by_hand(w, h_prompt, tau)
         np.testing.assert_allclose(gate.numpy(), g, rtol=1e-4, atol=1e-6)
         t = w["reward_transform_matrix"]
         r_debiased = np.array([sum(r[j] * t[j, k] for j in range(OBJECTIVES)) for k in range(OBJECTIVES)])

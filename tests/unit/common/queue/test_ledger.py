@@ -160,6 +160,24 @@ class Run:
         self.admit()
 
 
+EVENTS = ["sample", "finish", "finish", "drop", "learn", "learn", "save", "kill"]
+
+
+def happen(run: Run, event: str, data: st.DataObject) -> None:
+    """One event of a run; what needs a slot in flight does nothing without one."""
+    flying = sorted(run.flying)
+    if event == "sample" and flying:
+        run.sample(data.draw(st.sampled_from(flying)))
+    elif event in ("finish", "drop") and flying:
+        run.finish(data.draw(st.sampled_from(flying)), event == "drop")
+    elif event == "learn":
+        run.learn()
+    elif event == "save":
+        run.saved = (run.version, run.assembler.ledger.to_dict())
+    elif event == "kill":
+        run.resume()
+
+
 @given(st.integers(0, 8), st.integers(1, 4), st.data())
 @settings(max_examples=600)
 def test_weights_updated_in_flight_and_kills_do_not_break_the_bound(
@@ -167,18 +185,7 @@ def test_weights_updated_in_flight_and_kills_do_not_break_the_bound(
 ) -> None:
     run = Run(max_staleness, size)
     for _ in range(data.draw(st.integers(0, 80))):
-        event = data.draw(st.sampled_from(["sample", "finish", "finish", "drop", "learn", "learn", "save", "kill"]))
-        flying = sorted(run.flying)
-        if event == "sample" and flying:
-            run.sample(data.draw(st.sampled_from(flying)))
-        elif event in ("finish", "drop") and flying:
-            run.finish(data.draw(st.sampled_from(flying)), event == "drop")
-        elif event == "learn":
-            run.learn()
-        elif event == "save":
-            run.saved = (run.version, run.assembler.ledger.to_dict())
-        elif event == "kill":
-            run.resume()
+        happen(run, data.draw(st.sampled_from(EVENTS)), data)
     for _ in range(200):  # the window never starves the learner: whatever happened, the run goes on
         before = run.version
         for slot in sorted(run.flying):

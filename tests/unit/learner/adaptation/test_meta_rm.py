@@ -315,8 +315,7 @@ def by_hand(cached: dict[str, Any], tier: str, loss: Loss) -> tuple[Any, Tensor]
         )
 
     def spread_of(reward: Tensor) -> Tensor:
-        table = reward.reshape(6, 4)
-        gaps = (table[:, :, None] - table[:, None, :]).abs().sigmoid()
+        gaps = (reward.reshape(6, 4, 1) - reward.reshape(6, 1, 4)).abs().sigmoid()
         return (gaps.triu(1).sum((1, 2)) * 2 / 16).mean()
 
     return value, flat
