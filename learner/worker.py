@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from common.config.config import Config, LearnerConfig, term_names
+from common.config.aggregations import term_names
+from common.config.config import Config, LearnerConfig
 from common.data.data import read_demonstrations, read_pairs
 from common.data.label_sources import LabelFiles
 from common.queue.address import QueueAddress

@@ -15,7 +15,8 @@ ensemble.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -77,20 +78,25 @@ def combine(debiased: Tensor, gate: Tensor, aggregation: Aggregation) -> Tensor:
     ~0). weighted_sum: sum_k w_k r'_k, whatever the gate. ensemble: mean - penalty * variance of the members, whatever the
     gate. The others: their objectives as they are."""
     debiased, gate = _finite("debiased scores", debiased), _gate(gate)
-    if aggregation.kind == "weighted_sum":
-        return _weighted_sum(debiased, aggregation.weights)
-    if aggregation.kind == "final_score":
-        return (debiased * gate).sum(-1, keepdim=True)
-    if aggregation.kind == "ensemble":
-        return _uncertainty_weighted(debiased[..., list(aggregation.group_indices[0])], aggregation.uncertainty_penalty)
-    if aggregation.kind != "grouped":
-        return debiased[..., [k for (k,) in aggregation.group_indices]]
+    return MATHS[aggregation.kind].combine(debiased, gate, aggregation)
+
+
+def _gated_sum(debiased: Tensor, gate: Tensor, aggregation: Aggregation) -> Tensor:
+    return (debiased * gate).sum(-1, keepdim=True)
+
+
+def _group_means(debiased: Tensor, gate: Tensor, aggregation: Aggregation) -> Tensor:
     shares = _shares(gate)
     columns = [list(group) for group in aggregation.group_indices]
     return torch.stack([(debiased[..., k] * inside_group(shares[..., k])).sum(-1) for k in columns], dim=-1)
 
 
-def _weighted_sum(debiased: Tensor, weights: Sequence[float]) -> Tensor:
+def _single_objectives(debiased: Tensor, gate: Tensor, aggregation: Aggregation) -> Tensor:
+    return debiased[..., [k for (k,) in aggregation.group_indices]]
+
+
+def _weighted_sum(debiased: Tensor, gate: Tensor, aggregation: Aggregation) -> Tensor:
+    weights = aggregation.weights
     if debiased.shape[-1] != len(weights):
         raise ValueError(
             f"debiased scores have {debiased.shape[-1]} objectives, but aggregation.weights has {len(weights)}; "
@@ -99,14 +105,15 @@ def _weighted_sum(debiased: Tensor, weights: Sequence[float]) -> Tensor:
     return (debiased * debiased.new_tensor(weights)).sum(-1, keepdim=True)
 
 
-def _uncertainty_weighted(members: Tensor, penalty: float) -> Tensor:
+def _uncertainty_weighted(debiased: Tensor, gate: Tensor, aggregation: Aggregation) -> Tensor:
     """UWO: mean_k r'_k - penalty * var_k r'_k of the members [..., K] -> [..., 1], the variance over K, not K - 1 (2310.02743).
 
     Scores are logits where the members are Bradley-Terry heads; then the variance is in logits squared and the penalty in
     1 / logits. Not monotone in one member: d/dr_k = (1 - 2 penalty (r_k - mean)) / K, below 0 where a member is more than
     1 / (2 penalty) above the mean, so a response that one member alone praises loses by it."""
+    members = debiased[..., list(aggregation.group_indices[0])]
     variance = members.var(-1, correction=0, keepdim=True)
-    return _finite("ensemble scores", members.mean(-1, keepdim=True) - penalty * variance)
+    return _finite("ensemble scores", members.mean(-1, keepdim=True) - aggregation.uncertainty_penalty * variance)
 
 
 def combined_scores(scores: Tensor, gate: Tensor, matrix: Tensor, aggregation: Aggregation) -> Tensor:
@@ -121,17 +128,25 @@ def term_weights(gate: Tensor, aggregation: Aggregation) -> Tensor:
     the floor keeps a prompt-only gate from switching a group off. per_objective, absolute: the objective's part of the gate
     over all terms. zscore: the fixed weights. final_score, ensemble, weighted_sum: one term, of weight 1. (min:
     `binding_weights`.)"""
-    gate = _gate(gate)
-    if aggregation.kind == "zscore":
-        return gate.new_tensor(aggregation.weights).expand(*gate.shape[:-1], aggregation.num_terms)
-    if aggregation.is_one_score:
-        return torch.ones_like(gate[..., :1])
+    return MATHS[aggregation.kind].weights(_gate(gate), aggregation)
+
+
+def _weight_of_one(gate: Tensor, aggregation: Aggregation) -> Tensor:
+    return torch.ones_like(gate[..., :1])
+
+
+def _fixed_weights(gate: Tensor, aggregation: Aggregation) -> Tensor:
+    return gate.new_tensor(aggregation.weights).expand(*gate.shape[:-1], aggregation.num_terms)
+
+
+def _gate_shares(gate: Tensor, aggregation: Aggregation) -> Tensor:
     shares = _shares(gate)
-    masses = torch.stack([shares[..., list(group)].sum(-1) for group in aggregation.group_indices], dim=-1)
-    if aggregation.kind != "grouped":
-        return inside_group(masses)
+    return inside_group(torch.stack([shares[..., list(group)].sum(-1) for group in aggregation.group_indices], dim=-1))
+
+
+def _floored_shares(gate: Tensor, aggregation: Aggregation) -> Tensor:
     floor = aggregation.weight_floor
-    return floor + (1 - aggregation.num_terms * floor) * inside_group(masses)
+    return floor + (1 - aggregation.num_terms * floor) * _gate_shares(gate, aggregation)
 
 
 def binding_weights(z: Tensor) -> Tensor:
@@ -190,10 +205,47 @@ def rewards(
     Terms are log-probabilities, at most 0; that of weighted_sum is a logit, those of zscore are z-scores, and for these and
     absolute `reference` does not count. A gate [B, K] (several prompts, not for zscore) gives weights [B, M]."""
     combined = combined_scores(scores, gate, matrix, aggregation)
-    if not aggregation.is_transformed:
-        z = scale(combined, temperature)
-        return group_z_scores(z) if aggregation.kind == "zscore" else z, term_weights(gate, aggregation)
-    good = combined.new_tensor(aggregation.thresholds) if aggregation.kind == "absolute" else reference
-    z = center_and_scale(combined, good, temperature)
-    terms = log_sigmoid_floor(z, aggregation.probability_floor)
-    return terms, binding_weights(z) if aggregation.kind == "min" else term_weights(gate, aggregation)
+    maths = MATHS[aggregation.kind]
+    z = maths.standardise(combined, reference, temperature, aggregation)
+    terms = log_sigmoid_floor(z, aggregation.probability_floor) if aggregation.is_transformed else z
+    return terms, binding_weights(z) if maths.only_the_smallest else term_weights(gate, aggregation)
+
+
+def _centred(combined: Tensor, reference: Tensor, temperature: Tensor, aggregation: Aggregation) -> Tensor:
+    return center_and_scale(combined, reference, temperature)
+
+
+def _over_thresholds(combined: Tensor, reference: Tensor, temperature: Tensor, aggregation: Aggregation) -> Tensor:
+    return center_and_scale(combined, combined.new_tensor(aggregation.thresholds), temperature)
+
+
+def _scaled(combined: Tensor, reference: Tensor, temperature: Tensor, aggregation: Aggregation) -> Tensor:
+    return scale(combined, temperature)
+
+
+def _z_scores(combined: Tensor, reference: Tensor, temperature: Tensor, aggregation: Aggregation) -> Tensor:
+    return group_z_scores(scale(combined, temperature))
+
+
+@dataclass(frozen=True)
+class KindMaths:
+    """The maths of one kind of aggregation: scores to values of terms, values to z, gate to weights of the terms.
+    only_the_smallest: a response's smallest term has all the weight."""
+
+    combine: Callable[[Tensor, Tensor, Aggregation], Tensor]
+    standardise: Callable[[Tensor, Tensor, Tensor, Aggregation], Tensor]
+    weights: Callable[[Tensor, Aggregation], Tensor]
+    only_the_smallest: bool = False
+
+
+# The maths of each kind of common/config/aggregations.py
+MATHS = {
+    "final_score": KindMaths(_gated_sum, _centred, _weight_of_one),
+    "grouped": KindMaths(_group_means, _centred, _floored_shares),
+    "per_objective": KindMaths(_single_objectives, _centred, _gate_shares),
+    "min": KindMaths(_single_objectives, _centred, _gate_shares, only_the_smallest=True),
+    "absolute": KindMaths(_single_objectives, _over_thresholds, _gate_shares),
+    "ensemble": KindMaths(_uncertainty_weighted, _centred, _weight_of_one),
+    "weighted_sum": KindMaths(_weighted_sum, _scaled, _weight_of_one),
+    "zscore": KindMaths(_single_objectives, _z_scores, _fixed_weights),
+}

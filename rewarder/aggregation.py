@@ -1,7 +1,8 @@
 """Which terms a reward is made of: the configured aggregation over a reward model's objectives, checked.
 
-Owns the names of the kinds and every refusal of their settings; rewarder/aggregate.py does their maths. Made by the rewarder
-when it loads a model, and by the learner when it calibrates one. docs/reward.md says what each kind is for.
+Owns every refusal of a kind's settings; common/config/aggregations.py is the table of the kinds, and rewarder/aggregate.py
+does their maths. Made by the rewarder when it loads a model, and by the learner when it calibrates one. docs/reward.md says
+what each kind is for.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from common.config.config import KINDS, ONE_SCORE, SINGLE, UNCENTRED, UNTRANSFORMED, AggregationConfig
+from common.config.aggregations import AggregationKind, kind_of
+from common.config.config import AggregationConfig
 
 
 @dataclass(frozen=True)
@@ -32,36 +35,30 @@ class Aggregation:
     uncertainty_penalty: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"aggregation.kind is {self.kind!r}; want one of {KINDS}")
         if not 0 <= self.probability_floor < 0.5:
             raise ValueError(
                 f"aggregation.probability_floor is {self.probability_floor}; want 0 <= eps < 0.5 (from 0.5 on the transform "
                 "pays for what is worse)"
             )
-        if self.kind in ("grouped", "ensemble") or self.kind in SINGLE:
+        key = self.traits.key
+        if key == "objectives" or not self.is_one_score:
             self._check_terms()
-        if self.kind == "grouped":
+        if key == "groups":
             self._check_floor()
-        if self.kind == "ensemble":
+        if key == "objectives" and self.is_one_score:
             self._check_ensemble()
-        if self.kind in UNTRANSFORMED:
+        if key == "weights":
             self._check_weights()
-        if self.kind == "absolute" and not (
-            len(self.thresholds) == self.num_terms and all(math.isfinite(value) for value in self.thresholds)
-        ):
-            raise ValueError(
-                f"aggregation.thresholds is {self.thresholds} for {self.num_terms} objectives; want a finite number for each"
-            )
+        if key == "thresholds":
+            self._check_thresholds()
 
     def _check_terms(self) -> None:
-        what = "groups" if self.kind == "grouped" else "objectives"
-        members = [k for group in self.group_indices for k in group]
+        key, members = self.traits.key, [k for group in self.group_indices for k in group]
         if not self.group_indices or not all(self.group_indices):
-            one = "group, none of them empty" if self.kind == "grouped" else "objective"
-            raise ValueError(f"aggregation.{what} is {self.group_indices}; want at least one {one}")
+            one = "group, none of them empty" if key == "groups" else "objective"
+            raise ValueError(f"aggregation.{key} is {self.group_indices}; want at least one {one}")
         if len(set(members)) != len(members):
-            raise ValueError(f"aggregation.{what} {self.group_indices} use an objective twice; put it in one place")
+            raise ValueError(f"aggregation.{key} {self.group_indices} use an objective twice; put it in one place")
 
     def _check_floor(self) -> None:
         if self.weight_floor < 0 or self.weight_floor * len(self.group_indices) > 1:
@@ -87,8 +84,19 @@ class Aggregation:
             raise ValueError(
                 f"aggregation.weights is {self.weights}, of absolute sum {total:.6g}; want 1; let make_aggregation scale them"
             )
-        if self.kind == "zscore" and len(self.weights) != self.num_terms:
+        if not self.is_one_score and len(self.weights) != self.num_terms:
             raise ValueError(f"aggregation.weights has {len(self.weights)} numbers for {self.num_terms} objectives")
+
+    def _check_thresholds(self) -> None:
+        if len(self.thresholds) != self.num_terms or not all(math.isfinite(value) for value in self.thresholds):
+            raise ValueError(
+                f"aggregation.thresholds is {self.thresholds} for {self.num_terms} objectives; want a finite number for each"
+            )
+
+    @property
+    def traits(self) -> AggregationKind:
+        """The kind's record in the table. Raises ValueError for a kind that is not in it."""
+        return kind_of(self.kind)
 
     @property
     def num_terms(self) -> int:
@@ -98,32 +106,33 @@ class Aggregation:
     @property
     def is_one_score(self) -> bool:
         """Whether the one term, of weight 1, is a score over all that is wanted, which preferences compare."""
-        return self.kind in ONE_SCORE
+        return self.traits.one_score
 
     @property
     def needs_reference(self) -> bool:
         """Whether terms are centred on r_ref."""
-        return self.kind not in UNCENTRED
+        return self.traits.centred
 
     @property
     def is_transformed(self) -> bool:
         """Whether a term is a log-probability; else it is a logit or a z-score."""
-        return self.kind not in UNTRANSFORMED
+        return self.traits.transformed
 
     def calibrated_terms(self, objectives: Sequence[str]) -> tuple[str, ...]:
         """What each temperature is of, for the record of the calibration: two aggregations share one only if these and the
         kind agree. Floors and the weights of zscore do not count: they come after the temperature."""
-        if self.kind == "final_score":
-            return ("gated score",)
-        if self.kind == "ensemble":
-            members = ", ".join(objectives[k] for k in self.group_indices[0])
-            return (f"mean - {self.uncertainty_penalty:.6g} variance of {members}",)
-        if self.kind == "weighted_sum":
-            return (" ".join(f"{w:+.6g} {n}" for w, n in zip(self.weights, objectives, strict=True) if w),)
         names = [" + ".join(objectives[k] for k in group) for group in self.group_indices]
-        if self.kind == "absolute":
+        if self.thresholds:
             return tuple(f"{name} >= {tau:.6g}" for name, tau in zip(names, self.thresholds, strict=True))
-        return tuple(names)
+        return (self._one_score(objectives),) if self.is_one_score else tuple(names)
+
+    def _one_score(self, objectives: Sequence[str]) -> str:
+        if self.weights:
+            return " ".join(f"{w:+.6g} {n}" for w, n in zip(self.weights, objectives, strict=True) if w)
+        if not self.group_indices:
+            return "gated score"
+        members = ", ".join(objectives[k] for k in self.group_indices[0])
+        return f"mean - {self.uncertainty_penalty:.6g} variance of {members}"
 
 
 def aggregation_of(config: AggregationConfig, objectives: Sequence[str]) -> Aggregation:
@@ -159,35 +168,30 @@ def make_aggregation(
 
     Raises ValueError for an objective that the reward model does not have, or that is named twice, for weights that are all 0
     or not finite, for an ensemble of fewer than 2 and for a penalty that is negative or not finite."""
+    traits = kind_of(kind)
+    listed = {"groups": groups, "objectives": chosen, "thresholds": thresholds or {}, "weights": weights}
+    _check_known(traits.key, listed, objectives)
+    scaled = _scaled_weights(weights) if traits.key == "weights" else {}
+    terms = traits.terms({**listed, "weights": scaled}, objectives)
     columns = {name: k for k, name in enumerate(objectives)}
-    members: list[Sequence[str]] = []
-    fixed: tuple[float, ...] = ()
-    bars: Mapping[str, float] = (thresholds or {}) if kind == "absolute" else {}
-    if kind == "grouped":
-        members = list(groups.values())
-        _check_known("groups", members, objectives)
-    elif kind in ("per_objective", "min"):
-        members = [[name] for name in chosen or objectives]
-        _check_known("objectives", members, objectives)
-    elif kind == "ensemble":
-        members = [chosen or objectives]
-        _check_known("objectives", members, objectives)
-    elif kind == "absolute":
-        members = [[name] for name in bars]
-        _check_known("thresholds", members, objectives)
-    elif kind in UNTRANSFORMED:
-        _check_known("weights", [list(weights)], objectives)
-        scaled = _scaled_weights(weights)
-        if kind == "zscore":
-            members, fixed = [[name] for name in scaled if scaled[name]], tuple(w for w in scaled.values() if w)
-        else:
-            fixed = tuple(scaled.get(name, 0.0) for name in objectives)
-    indices = tuple(tuple(columns[name] for name in names) for names in members)
-    penalty = uncertainty_penalty if kind == "ensemble" else 0.0
-    return Aggregation(kind, indices, weight_floor, probability_floor, fixed, tuple(bars.values()), penalty)
+    return Aggregation(
+        kind,
+        tuple(tuple(columns[name] for name in members) for _, members in terms if members),
+        weight_floor,
+        probability_floor,
+        tuple(scaled.get(name, 0.0) for name in objectives) if traits.one_score and scaled else _nonzero(scaled),
+        tuple((thresholds or {}).values()) if traits.key == "thresholds" else (),
+        uncertainty_penalty if traits.key == "objectives" and traits.one_score else 0.0,
+    )
 
 
-def _check_known(key: str, members: Sequence[Sequence[str]], objectives: Sequence[str]) -> None:
+def _nonzero(weights: Mapping[str, float]) -> tuple[float, ...]:
+    return tuple(weight for weight in weights.values() if weight)
+
+
+def _check_known(key: str, listed: Mapping[str, Any], objectives: Sequence[str]) -> None:
+    """Refuses names under `key` of section `aggregation` that the reward model has no objective for."""
+    members = listed["groups"].values() if key == "groups" else [listed.get(key, ())]
     if unknown := sorted({name for names in members for name in names} - set(objectives)):
         raise ValueError(
             f"aggregation.{key} names {unknown}, not objectives of the reward model; it has {list(objectives)}"

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from common.config.config import AggregationConfig, RewarderConfig, term_names
+from common.config.aggregations import term_names
+from common.config.config import AggregationConfig, RewarderConfig
 from common.queue.address import QueueAddress
 from common.queue.codec import EncodeError
 from common.queue.queue import RolloutItem

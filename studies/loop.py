@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from actors.prompts import SampleRequest, SlotPrompts, response_seed
-from common.config.config import UNCENTRED, Config
+from common.config.aggregations import AGGREGATIONS
+from common.config.config import Config
 from common.judge import JudgeItem, load_function
 from common.types import Reward, RolloutGroup, ScoredGroup
 from examples.sandbox.labels import PAIR_SHARPNESS
@@ -55,7 +56,7 @@ class Rewards:
         given = replace(config, rewarder=replace(config.rewarder, model=str(rm / "model")))
         learner_of(given).reward_model(str(anchor), artifacts.label_files(rm), str(directory))
         self._samples: list[ReferenceSamples] = []
-        if config.aggregation.kind not in UNCENTRED:
+        if AGGREGATIONS[config.aggregation.kind].centred:
             responses = artifacts.reference_responses(rm)
             prompts = [prompt for part in shards(config, anchor) for prompt in part]
             self._samples = [ReferenceSamples(p.prompt_id, p.messages, responses[p.prompt_id]) for p in prompts]

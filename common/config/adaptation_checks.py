@@ -5,7 +5,8 @@ Called by common/config/checks.py; each problem becomes one line that says what 
 
 from __future__ import annotations
 
-from common.config.config import CACHED_TIERS, GATELESS, Config
+from common.config.aggregations import AGGREGATIONS
+from common.config.config import CACHED_TIERS, Config
 from common.config.round_times import due_steps, seen_since
 
 
@@ -29,7 +30,7 @@ def _no_judge(config: Config) -> list[str]:
 
 def _wrong_method(config: Config) -> list[str]:
     adaptation, kind, found = config.adaptation, config.aggregation.kind, []
-    if adaptation.tier == "gate" and kind in GATELESS:
+    if adaptation.tier == "gate" and not AGGREGATIONS[kind].gated:
         found.append(f"adaptation.tier is gate but aggregation.kind {kind} has no gate; use adaptation.tier: lora")
     if adaptation.meta.second_order == "exact" and adaptation.tier not in CACHED_TIERS:
         found.append(

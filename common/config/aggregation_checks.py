@@ -7,10 +7,11 @@ length.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 
-from common.config.config import UNCENTRED, UNTRANSFORMED, AggregationConfig, Config, term_names
+from common.config.aggregations import AGGREGATIONS, term_names
+from common.config.config import AggregationConfig, Config
 
 # Keys of other trainers that cancel the transform or turn it round, by the name that a user would type. There are none here.
 _STD = (
@@ -64,20 +65,13 @@ def wrong_aggregation(config: Config) -> list[str]:
 
 
 def _wrong_terms(settings: AggregationConfig, names: Sequence[str]) -> list[str]:
-    if settings.kind == "grouped":
-        return _wrong_groups(settings.groups, settings.weight_floor, names)
-    if settings.kind in ("per_objective", "min"):
-        return _wrong_objectives(settings.objectives, names)
-    if settings.kind == "ensemble":
-        return _wrong_objectives(settings.objectives, names) + _wrong_members(settings.objectives, names)
-    if settings.kind == "absolute":
-        return _wrong_thresholds(settings.thresholds, names)
-    return _wrong_weights(settings.kind, settings.weights, names) if settings.kind in UNTRANSFORMED else []
+    return WRONG_TERMS[AGGREGATIONS[settings.kind].key](settings, names)
 
 
-def _wrong_groups(groups: Mapping[str, list[str]], weight_floor: float, objectives: Sequence[str]) -> list[str]:
+def _wrong_groups(settings: AggregationConfig, objectives: Sequence[str]) -> list[str]:
+    groups, weight_floor = settings.groups, settings.weight_floor
     if not groups:
-        return ["aggregation.kind is grouped but aggregation.groups is empty; name at least one group"]
+        return [f"aggregation.kind is {settings.kind} but aggregation.groups is empty; name at least one group"]
     grouped = [name for members in groups.values() for name in members]
     found = _unknown("groups", grouped, objectives)
     found += [f"aggregation.groups names {n!r} twice" for n in sorted({n for n in grouped if grouped.count(n) > 1})]
@@ -89,37 +83,52 @@ def _wrong_groups(groups: Mapping[str, list[str]], weight_floor: float, objectiv
     return found
 
 
-def _wrong_objectives(chosen: Sequence[str], objectives: Sequence[str]) -> list[str]:
+def _wrong_objectives(settings: AggregationConfig, objectives: Sequence[str]) -> list[str]:
+    chosen = settings.objectives
     twice = sorted({n for n in chosen if chosen.count(n) > 1})
-    return _unknown("objectives", chosen, objectives) + [f"aggregation.objectives names {n!r} twice" for n in twice]
+    wrong = _unknown("objectives", chosen, objectives) + [f"aggregation.objectives names {n!r} twice" for n in twice]
+    return wrong + (_wrong_members(settings, objectives) if AGGREGATIONS[settings.kind].one_score else [])
 
 
-def _wrong_members(chosen: Sequence[str], objectives: Sequence[str]) -> list[str]:
+def _wrong_members(settings: AggregationConfig, objectives: Sequence[str]) -> list[str]:
+    chosen = settings.objectives
     if len(members := list(chosen or objectives)) > 1:
         return []
     where = "aggregation.objectives" if chosen else "rewarder.objectives (aggregation.objectives is empty: all of them)"
     return [
-        f"aggregation.kind is ensemble but {where} is {members}: fewer than two members cannot disagree; name at least 2, or "
-        "use aggregation.kind final_score"
+        f"aggregation.kind is {settings.kind} but {where} is {members}: fewer than two members cannot disagree; name at least "
+        "2, or use aggregation.kind final_score"
     ]
 
 
-def _wrong_thresholds(thresholds: Mapping[str, float], objectives: Sequence[str]) -> list[str]:
+def _wrong_thresholds(settings: AggregationConfig, objectives: Sequence[str]) -> list[str]:
+    thresholds = settings.thresholds
     if not thresholds:
         return [
-            "aggregation.kind is absolute but aggregation.thresholds is empty; give at least one objective the rating that "
-            "counts as good"
+            f"aggregation.kind is {settings.kind} but aggregation.thresholds is empty; give at least one objective the rating "
+            "that counts as good"
         ]
     return _unknown("thresholds", thresholds, objectives) + _not_finite("thresholds", thresholds)
 
 
-def _wrong_weights(kind: str, weights: Mapping[str, float], objectives: Sequence[str]) -> list[str]:
+def _wrong_weights(settings: AggregationConfig, objectives: Sequence[str]) -> list[str]:
+    kind, weights = settings.kind, settings.weights
     if not any(weights.values()):
         return [
             f"aggregation.kind is {kind} but aggregation.weights is {weights}; "
             "give at least one objective a weight other than 0"
         ]
     return _unknown("weights", weights, objectives) + _not_finite("weights", weights)
+
+
+# The check of each setting that lists what a kind's terms take (`AggregationKind.key`)
+WRONG_TERMS: dict[str, Callable[[AggregationConfig, Sequence[str]], list[str]]] = {
+    "": lambda settings, objectives: [],
+    "groups": _wrong_groups,
+    "objectives": _wrong_objectives,
+    "thresholds": _wrong_thresholds,
+    "weights": _wrong_weights,
+}
 
 
 def _unknown(key: str, given: Collection[str], objectives: Sequence[str]) -> list[str]:
@@ -136,14 +145,10 @@ def _not_finite(key: str, values: Mapping[str, float]) -> list[str]:
 
 def _wrong_verbosity(settings: AggregationConfig, names: Sequence[str], verbosity: str | None) -> list[str]:
     """The objective that debiasing makes 0 for every response must be no term and in no group."""
-    if settings.kind in ("final_score", "weighted_sum"):
+    kind = AGGREGATIONS[settings.kind]
+    if verbosity not in [name for _, members in kind.terms(asdict(settings), names) for name in members]:
         return []
-    members = [name for group in settings.groups.values() for name in group]
-    if settings.kind != "grouped":
-        members = settings.objectives or names if settings.kind == "ensemble" else term_names(asdict(settings), names)
-    if verbosity not in members:
-        return []
-    key = {"grouped": "groups", "absolute": "thresholds", "zscore": "weights"}.get(settings.kind, "objectives")
+    key = kind.key
     given = "" if asdict(settings)[key] else " (empty: all objectives)"
     return [
         f"aggregation.{key}{given} has {verbosity!r}, the learner.reward_model.verbosity, which debiasing makes 0 for every "
@@ -152,7 +157,7 @@ def _wrong_verbosity(settings: AggregationConfig, names: Sequence[str], verbosit
 
 
 def _wrong_canned(settings: AggregationConfig, names: Sequence[str]) -> list[str]:
-    if settings.kind in UNCENTRED:
+    if not AGGREGATIONS[settings.kind].centred:
         return [
             f"aggregation.canned is given, but aggregation.kind {settings.kind} is centred on no reference; take it out"
         ]
@@ -171,7 +176,7 @@ def _wrong_penalty(settings: AggregationConfig, penalty: float) -> list[str]:
             f"rewarder.truncation_penalty is {penalty}; it must be at most 0: it is added to rewards that are at most 0, so a "
             "positive one would pay for being cut off"
         ]
-    if settings.kind in UNTRANSFORMED or settings.probability_floor <= 0:
+    if not AGGREGATIONS[settings.kind].transformed or settings.probability_floor <= 0:
         return [] if penalty >= -1000 else [f"rewarder.truncation_penalty is {penalty}; it must be at least -1000"]
     floor = math.log(settings.probability_floor)
     if penalty >= floor:

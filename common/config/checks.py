@@ -10,7 +10,8 @@ from typing import Any
 
 from common.config.adaptation_checks import wrong_adaptation
 from common.config.aggregation_checks import wrong_aggregation
-from common.config.config import COMMANDS, KINDS, METHODS, STAGES, TIERS, Config, ExportConfig
+from common.config.aggregations import AGGREGATIONS
+from common.config.config import COMMANDS, METHODS, STAGES, TIERS, Config, ExportConfig
 from common.config.judge_checks import is_environment_name, wrong_judge
 from common.config.preference_checks import wrong_preferences
 from common.config.reward_checks import wrong_reward_training
@@ -19,7 +20,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.long_prompts": ("refuse", "skip"),
     "policy.dtype": ("float32", "bfloat16"),
     "rewarder.dtype": ("float32", "bfloat16"),
-    "aggregation.kind": KINDS,
+    "aggregation.kind": tuple(AGGREGATIONS),
     "aggregation.estimator": ("gaussian", "empirical"),
     "learner.kl_estimator": ("k2", "k3"),
     "learner.preferences.train": ("heads", "lora", "full"),

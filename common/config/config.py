@@ -6,10 +6,8 @@ the whole configuration.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -388,29 +386,5 @@ METHODS = ("labelled", "none", "literal", "no_restore", "joint", "look_ahead", "
 META_METHODS = ("literal", "no_restore", "joint", "look_ahead")  # with MetaRM's difference loss on unlabelled samples
 TIERS = ("gate", "heads", "lora", "top", "full")
 CACHED_TIERS = ("gate", "heads")  # trained on cached hidden states
-# Kinds of aggregation (docs/reward.md)
-KINDS = ("final_score", "grouped", "per_objective", "min", "absolute", "ensemble", "weighted_sum", "zscore")
-ONE_SCORE = ("final_score", "ensemble", "weighted_sum")  # one term, named as the kind and calibrated on preferences
-SINGLE = ("per_objective", "min", "absolute", "zscore")  # one objective a term
-UNTRANSFORMED = ("weighted_sum", "zscore")  # no log-sigmoid: a term is a logit or a z-score, of either sign
-UNCENTRED = (*UNTRANSFORMED, "absolute")  # no r_ref: the baseline cancels a constant, or thresholds stand in for it
-GATELESS = (*UNTRANSFORMED, "min", "ensemble")
-
-
-def term_names(aggregation: Mapping[str, Any], objectives: Sequence[str]) -> list[str]:
-    """The names of the reward's terms, in their order, by section `aggregation` as plain data (of an older run: keys that it
-    lacks are empty) and rewarder.objectives."""
-    kind = str(aggregation.get("kind"))
-    if kind == "grouped":
-        return list(aggregation.get("groups", {}))
-    if kind in ("per_objective", "min"):
-        return list(aggregation.get("objectives") or objectives)
-    if kind == "absolute":
-        return list(aggregation["thresholds"])
-    if kind == "zscore":
-        return [name for name, weight in aggregation["weights"].items() if weight]
-    return [kind]
-
-
 STAGES = ("sft", "collect", "preferences", "reward_model", "iterate", "evaluate", "export", "report")
 COMMANDS = ("evaluate_rm", "explain")  # accepted by --stages alone; never skipped, never part of a run's `stages`

@@ -14,7 +14,8 @@ from huggingface_hub import ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from common.config.config import UNTRANSFORMED, Config
+from common.config.aggregations import AGGREGATIONS
+from common.config.config import AggregationConfig, Config
 from common.data.sources import is_hub_name
 from driver.export.hub import repositories
 from driver.preflight.inputs import is_path
@@ -63,27 +64,26 @@ def versions(facts: Facts) -> str:
 
 
 def aggregation_settings(config: Config) -> list[tuple[str, object]]:
-    kind, aggregation = config.aggregation.kind, config.aggregation
-    if kind in UNTRANSFORMED:
-        weights = ", ".join(f"{name} {weight:g}" for name, weight in aggregation.weights.items())
-        return [("reward", f"fixed weighted sum{' of z-scores in the group' if kind == 'zscore' else ''}: {weights}")]
-    if kind == "absolute":
-        bars = ", ".join(f"{name} {value:g}" for name, value in aggregation.thresholds.items())
-        return [("reward", f"log-sigmoid of the AND of objectives over thresholds ({bars}), calibrated")]
-    chosen = ", ".join(aggregation.objectives or config.rewarder.objectives)
-    groups = "; ".join(f"{name}: {', '.join(members)}" for name, members in aggregation.groups.items())
-    of = {
-        "grouped": f"the AND of groups of objectives ({groups})",
-        "final_score": "one gated score",
-        "per_objective": f"the AND of objectives ({chosen}), weighed by the gate",
-        "min": f"the worst of the objectives {chosen}",
-        "ensemble": f"the mean less {aggregation.uncertainty_penalty:g} times the variance of the members {chosen}",
-    }[kind]
+    """The card's rows on how a reward is made."""
+    aggregation, kind = config.aggregation, AGGREGATIONS[config.aggregation.kind]
+    reward = _summary(aggregation, config.rewarder.objectives)
+    if not kind.centred:
+        return [("reward", f"{reward}, calibrated" if kind.transformed else reward)]
     canned = "".join(f"; of {name}: a canned response" for name in aggregation.canned)
     return [
-        ("reward", f"log-sigmoid of {of}, centred on the frozen reference and calibrated"),
+        ("reward", f"{reward}, centred on the frozen reference and calibrated"),
         ("references", f"{aggregation.references_per_prompt} per prompt, quantile {aggregation.quantile:g}{canned}"),
     ]
+
+
+def _summary(aggregation: AggregationConfig, objectives: Sequence[str]) -> str:
+    return AGGREGATIONS[aggregation.kind].summary.format(
+        groups="; ".join(f"{name}: {', '.join(members)}" for name, members in aggregation.groups.items()),
+        objectives=", ".join(aggregation.objectives or objectives),
+        thresholds=", ".join(f"{name} {value:g}" for name, value in aggregation.thresholds.items()),
+        weights=", ".join(f"{name} {weight:g}" for name, weight in aggregation.weights.items()),
+        penalty=f"{aggregation.uncertainty_penalty:g}",
+    )
 
 
 def hub_id(name: str | None) -> str | None:

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from common.config.config import Config, term_names
+from common.config.aggregations import term_names
+from common.config.config import Config
 from common.types import Prompt
 from driver.cluster.cluster import Cluster
 from driver.loop.publish import Publisher

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from actors.prompts import response_seed
-from common.config.config import AggregationConfig, Config, term_names
+from common.config.aggregations import term_names
+from common.config.config import AggregationConfig, Config
 from common.data.data import write_jsonl
 from common.types import FloatArray, Prompt, Rollout
 from driver.cluster.cluster import Cluster

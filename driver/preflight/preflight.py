@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.config.config import COMMANDS, UNCENTRED, Config
+from common.config.aggregations import AGGREGATIONS
+from common.config.config import COMMANDS, Config
 from common.config.file import ConfigError, differing_keys, read_saved, to_dict
 from common.model_size import Shape, shape_of
 from driver.export.hub import check_push
@@ -131,7 +132,7 @@ def _check_placement(
 def _references_cost(config: Config, stages: Sequence[str]) -> list[str]:
     """What the references cost, where the aggregation has any: responses of the anchor, sampled and scored once each."""
     aggregation, iteration = config.aggregation, config.iteration
-    if "iterate" not in stages or aggregation.kind in UNCENTRED:
+    if "iterate" not in stages or not AGGREGATIONS[aggregation.kind].centred:
         return []
     prompts, count = iteration.steps * config.learner.groups_per_step, aggregation.references_per_prompt
     share = count / config.actors.responses_per_prompt

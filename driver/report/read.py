@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from common.config.config import UNTRANSFORMED, term_names
+from common.config.aggregations import AGGREGATIONS, term_names
 from common.metrics import read_rows
 from common.queue.ledger import Ledger
 from driver.record import checkpoint
@@ -78,7 +78,7 @@ def _settings(config: Mapping[str, Mapping[str, Any]], run_dir: Path) -> Setting
         sync_tolerance=number(config.get("actors", {}).get("sync_tolerance")),
         max_staleness=number(iteration.get("max_staleness")),
         terms=term_names({**aggregation, "kind": kind}, config.get("rewarder", {}).get("objectives", [])),
-        good=math.nan if kind in UNTRANSFORMED else math.log(0.5),
+        good=math.log(0.5) if AGGREGATIONS[kind].transformed else math.nan,
     )
 
 

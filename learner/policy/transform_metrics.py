@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config.config import UNTRANSFORMED, AggregationConfig
+from common.config.aggregations import AGGREGATIONS
+from common.config.config import AggregationConfig
 from common.types import ScoredGroup
 
 FAR = 3.0  # |z| from which a term counts as saturated (above; its slope is below .05) or linear (below; above .95)
@@ -23,7 +24,7 @@ def transform_metrics(
     probability that all terms are good at once), and by term reward/binding/<term>, the share of responses in which raising
     that term would raise the reward most (weight x slope; with equal weights the smallest z). Penalties do not count.
     Nothing for an aggregation that has no transform."""
-    if aggregation.kind in UNTRANSFORMED:
+    if not AGGREGATIONS[aggregation.kind].transformed:
         return {}
     rewards = [reward for group in groups for reward in group.rewards]
     u = np.array([reward.terms for reward in rewards], dtype=np.float64)

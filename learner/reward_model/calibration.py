@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from common.config.config import SINGLE, RewarderConfig
+from common.config.config import RewarderConfig
 from learner.reward_model.training import Features
 from rewarder.aggregate import combine, debias, inside_group
 from rewarder.aggregation import Aggregation, check_live_groups
@@ -92,13 +92,13 @@ def _labels(
 ) -> Labelled:
     """The labels of one term: the ratings of its objectives where there are any, and none of them is what the pairs
     themselves say; of one score the pairs, rated or not. `name` is for errors."""
-    if aggregation.kind == "absolute":
+    if aggregation.thresholds:
         return _reached(predicted, features, aggregation.group_indices[term][0], aggregation.thresholds[term], name)
     if not aggregation.is_one_score and preference not in aggregation.group_indices[term]:
         labelled = _rated_pairs(predicted, features, list(aggregation.group_indices[term]))
         if len(labelled.labels):
             return labelled
-        if aggregation.kind in SINGLE:
+        if aggregation.traits.single_objectives:
             raise ValueError(
                 f"calibration of {name}: nothing rates two responses to one held-out prompt on it, and preferences are not "
                 "labels of one objective; rate it (data.ratings, rewarder.programs), leave it out of the aggregation, or use "

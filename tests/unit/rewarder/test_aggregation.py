@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from common.config.config import KINDS, UNTRANSFORMED, term_names
+from common.config.aggregations import AGGREGATIONS, term_names
 from common.config.file import BASE, ConfigError, load_config
 from rewarder.aggregate import (
     binding_weights,
@@ -79,8 +79,8 @@ def test_terms_have_names_and_say_what_they_are_calibrated_for(
 
 def test_what_needs_references_and_what_is_transformed() -> None:
     centred = {"final_score", "grouped", "per_objective", "min", "ensemble"}
-    assert {kind for kind in KINDS if made(kind).needs_reference} == centred
-    assert {kind for kind in KINDS if not made(kind).is_transformed} == {"weighted_sum", "zscore"}
+    assert {kind for kind in AGGREGATIONS if made(kind).needs_reference} == centred
+    assert {kind for kind in AGGREGATIONS if not made(kind).is_transformed} == {"weighted_sum", "zscore"}
 
 
 def test_per_objective_by_hand() -> None:
@@ -236,7 +236,7 @@ def test_transformed_rewards_are_at_most_0_and_every_kind_rises_with_each_object
         assert float(after.max()) <= 0 and float(after[0]) > float(before[0]), kind
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AGGREGATIONS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_every_kind_refuses_what_is_not_finite(kind: str, bad: float) -> None:
     scores = torch.ones(3, 3)
@@ -342,7 +342,7 @@ def test_settings_that_undo_or_invert_the_transform_are_refused_with_the_reason(
 
 
 def test_a_penalty_may_be_larger_where_nothing_is_floored() -> None:
-    for kind in UNTRANSFORMED:
+    for kind in ("weighted_sum", "zscore"):
         given = [f"aggregation.kind={kind}", "aggregation.weights={a: 1}", f"rewarder.objectives={NAMES}"]
         assert load_config(BASE, [*given, "rewarder.truncation_penalty=-9"]).rewarder.truncation_penalty == -9
 

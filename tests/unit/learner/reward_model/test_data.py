@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.config.config import KINDS, ONE_SCORE, RewarderConfig
+from common.config.aggregations import AGGREGATIONS
+from common.config.config import RewarderConfig
 from common.config.file import BASE, load_config
 from common.data.data import PreferencePair, RatedResponse, to_fields, write_jsonl
 from common.data.label_sources import LabelFiles
@@ -191,7 +192,7 @@ def test_each_group_is_calibrated_on_its_own_ratings() -> None:
     assert found.differences.tolist() == [-2.0] and found.labels.tolist() == [1.0]
     unrated = replace(features, ratings=torch.full((4, 2), nan))  # and so is what nothing rates
     assert [labels_of(unrated, grouped, m, None).differences.tolist() for m in (0, 1)] == [[-2.0], [-2.0]]
-    for kind in ONE_SCORE:
+    for kind in ("final_score", "ensemble", "weighted_sum"):
         one_score = make_aggregation(kind, {}, {"safe": 1.0}, 0.1, 0.01, OBJECTIVES)
         found = labels_of(features, one_score, 0, None)
         assert found.differences.tolist() == [-2.0] and found.labels.tolist() == [1.0] and found.rated is None
@@ -283,7 +284,7 @@ def test_every_kind_is_calibrated_and_says_for_what(tmp_path: Path) -> None:
     """Ratings are scores + Normal(0, .3): temperatures near the closed forms, .831 and .588 of .3, and in the band."""
     model, features = rated_model(tmp_path, 0.3)
     weights, groups = {"good": 1.0, "safe": 0.5}, {"q": ["good"], "s": ["safe"]}
-    for kind in KINDS:
+    for kind in AGGREGATIONS:
         bars = {"good": 0.1, "safe": 0.0} if kind == "absolute" else {}
         aggregation = make_aggregation(kind, groups, weights, 0.2, 0.01, OBJECTIVES, (), bars, 0.5)
         fitted = calibration.calibrate(model, features, aggregation, None)
