@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from driver.evaluate_rm.measures import Bin
@@ -19,7 +20,7 @@ ROW, AXIS, BARS_WIDTH = 22, 24, 520  # pixels
 NAME_CHARS = 32
 
 
-def reliability_chart(bins: Mapping[str, Sequence[Bin]], label: str) -> str:
+def reliability_chart(bins: Mapping[str, Sequence[Bin]], label: str) -> Markup:
     """Share that was right over the predicted winner's probability, a colour a scorer; the diagonal is what a calibrated
     scorer shows."""
     figure = figure_of(SQUARE)
@@ -36,7 +37,7 @@ def reliability_chart(bins: Mapping[str, Sequence[Bin]], label: str) -> str:
     return as_svg(figure, label)
 
 
-def contribution_chart(names: Sequence[str], contributions: Mapping[str, Sequence[float]], label: str) -> str:
+def contribution_chart(names: Sequence[str], contributions: Mapping[str, Sequence[float]], label: str) -> Markup:
     """For each objective, from the top, a bar of each response's contribution to its score (response -> [K])."""
     count, sides = len(names), len(contributions)
     figure, height = figure_of((BARS_WIDTH, ROW * count + AXIS)), ROW * count + AXIS

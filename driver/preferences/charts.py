@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -18,7 +19,7 @@ from learner.preferences.strength import Bucket, Histogram
 WIDE = (560, 250)
 
 
-def histogram_chart(found: Histogram, label: str) -> str:
+def histogram_chart(found: Histogram, label: str) -> Markup:
     """Counts by strength: the first list as bars, the others as outlines, and a dotted line at 0."""
     figure = figure_of(WIDE)
     axes = figure.add_axes((0.075, 0.1, 0.915, 0.88))
@@ -32,7 +33,7 @@ def histogram_chart(found: Histogram, label: str) -> str:
     return as_svg(figure, label)
 
 
-def bucket_chart(buckets: Sequence[Bucket], label: str) -> str:
+def bucket_chart(buckets: Sequence[Bucket], label: str) -> Markup:
     """From the weakest to the strongest: the mean with one standard deviation to each side; below, the standard deviation."""
     figure = figure_of(WIDE)
     upper, lower = figure.add_axes((0.075, 0.42, 0.915, 0.56)), figure.add_axes((0.075, 0.1, 0.915, 0.25))

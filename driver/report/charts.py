@@ -9,13 +9,13 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -66,7 +66,7 @@ class Scale:
     smooth: bool = False
 
 
-def line_chart(steps: Steps, values: Sequence[float], colour: str, scale: Scale, label: str) -> str:
+def line_chart(steps: Steps, values: Sequence[float], colour: str, scale: Scale, label: str) -> Markup:
     """One value over the steps."""
     figure, (axes,) = _card(1)
     _line(axes, steps.values, values, colour, scale.smooth)
@@ -74,7 +74,7 @@ def line_chart(steps: Steps, values: Sequence[float], colour: str, scale: Scale,
     return as_svg(figure, label)
 
 
-def two_line_charts(steps: Steps, upper: Sequence[float], lower: Sequence[float], label: str) -> str:
+def two_line_charts(steps: Steps, upper: Sequence[float], lower: Sequence[float], label: str) -> Markup:
     """Two values of different units, one above the other; the lower one is a share that starts at 0."""
     figure, axes = _card(2)
     _line(axes[0], steps.values, upper, "purple", True)
@@ -86,7 +86,7 @@ def two_line_charts(steps: Steps, upper: Sequence[float], lower: Sequence[float]
     return as_svg(figure, label)
 
 
-def stacked_chart(steps: Steps, parts: Sequence[Sequence[float]], label: str) -> str:
+def stacked_chart(steps: Steps, parts: Sequence[Sequence[float]], label: str) -> Markup:
     """Parts of a whole, one bar a step, drawn as areas with flat tops."""
     figure, (axes,) = _card(1)
     edges = np.repeat(np.asarray(steps.values, float), 2) + np.tile([-0.5, 0.5], len(steps.values))
@@ -99,7 +99,7 @@ def stacked_chart(steps: Steps, parts: Sequence[Sequence[float]], label: str) ->
     return as_svg(figure, label)
 
 
-def interval_chart(steps: Steps, at: Sequence[float], points: Sequence[Interval], level: float, label: str) -> str:
+def interval_chart(steps: Steps, at: Sequence[float], points: Sequence[Interval], level: float, label: str) -> Markup:
     """Means with their intervals at some of the steps, and a dotted level."""
     figure, (axes,) = _card(1)
     _intervals(axes, at, points, "green")
@@ -107,7 +107,7 @@ def interval_chart(steps: Steps, at: Sequence[float], points: Sequence[Interval]
     return as_svg(figure, label)
 
 
-def spark(steps: Steps, values: Sequence[float], colour: str, scale: Scale, label: str) -> str:
+def spark(steps: Steps, values: Sequence[float], colour: str, scale: Scale, label: str) -> Markup:
     """A small chart of a row that shares its span, so that slopes compare."""
     figure, axes = _small()
     _line(axes, steps.values, values, colour, len(values) >= SMOOTH_SPARK_FROM)
@@ -115,7 +115,7 @@ def spark(steps: Steps, values: Sequence[float], colour: str, scale: Scale, labe
     return as_svg(figure, label)
 
 
-def interval_spark(at: Sequence[float], points: Sequence[Interval], scale: Scale, label: str) -> str:
+def interval_spark(at: Sequence[float], points: Sequence[Interval], scale: Scale, label: str) -> Markup:
     """A small chart of means with intervals."""
     figure, axes = _small()
     _intervals(axes, at, points, "green")
@@ -128,6 +128,11 @@ def interval_spark(at: Sequence[float], points: Sequence[Interval], scale: Scale
 
 def _cycle(count: int) -> list[str]:
     return [STACK[index % len(STACK)] for index in range(count)]
+
+
+def coloured(names: Iterable[str]) -> list[tuple[str, str]]:
+    """The entries of a legend: the colour that the charts give each name, and the name, in order."""
+    return [(STACK[at % len(STACK)], name) for at, name in enumerate(names)]
 
 
 def _card(rows: int) -> tuple[Figure, list[Axes]]:
@@ -223,8 +228,9 @@ def tick(value: float) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def as_svg(figure: Figure, label: str) -> str:
-    """The figure as an <svg> element: named for screen readers, themed, without ids that nothing refers to."""
+def as_svg(figure: Figure, label: str) -> Markup:
+    """The figure as an <svg> element, which a page takes as it is: named for screen readers, themed, without ids that
+    nothing refers to."""
     text = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
         figure.savefig(text, format="svg", metadata={"Date": None})
@@ -234,4 +240,4 @@ def as_svg(figure: Figure, label: str) -> str:
     body = re.sub(r' id="([\w.-]+)"', lambda found: found[0] if found[1] in used else "", body)
     for name, colour in COLOURS.items():
         body = body.replace(colour, f"var(--{name})")
-    return body.strip()
+    return Markup(body.strip())

@@ -1,6 +1,6 @@
 """The report's curves: a card for each thing to watch over the steps, its caption saying what healthy looks like.
 
-Called by driver/report/page.py with a run's records; returns the HTML of the section.
+Called by driver/report/page.py with a run's records; the template curves.html shows the cards.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from driver.report.charts import STACK, Scale, Steps, interval_chart, line_chart, stacked_chart, two_line_charts
-from driver.report.html import first_to_last, number, safe, section
+from markupsafe import Markup
+
+from driver.report.charts import Scale, Steps, coloured, interval_chart, line_chart, stacked_chart, two_line_charts
+from driver.report.html import number
 from driver.report.records import RunFiles
 
 LOWEST_DRAWN = 1e-8  # float32 resolves about 1e-7; an exact 0 has no place on a log axis
@@ -98,39 +100,49 @@ PLAIN = (
 )
 
 
-def curves_section(run: RunFiles, steps: Steps) -> str:
-    intro = (
-        "One point is one step: a new policy version. Vertical lines are the borders of iterations. Where a line is "
-        "noisy, the faint one is each step and the bold one the mean of the steps around it. Numbers are the first and "
-        "last step's. Blue is the reward model's view, green the judge's, purple the policy, grey the machinery."
-    )
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a card shows: title, unit, values, caption, the legend's colours with their names, and its chart, which is None
+    where none of the values was measured."""
+
+    title: str
+    unit: str
+    values: Sequence[float]
+    chart: Markup | None
+    caption: str
+    legend: Sequence[tuple[str, str]]
+
+
+def curves(run: RunFiles, steps: Steps) -> list[Card]:
+    """Every card in the page's order."""
     plain = {curve.name: _plain(run, steps, curve, Scale(smooth=True)) for curve in PLAIN}
     reward = _plain(run, steps, REWARD, Scale(smooth=True, level=run.settings.good))
     cards = [reward, plain["reward/gated_score"], _gold_card(run, steps)]
     cards += [plain["reward/all_good"], plain["reward/saturated_frac"]]
     cards += [plain["policy/kl_sequence"], plain["policy/entropy"], plain["reward/group_std"]]
     cards += [_length_card(run, steps), plain["policy/grad_norm"], _sync_card(run, steps)]
-    cards += [_staleness_card(run, steps), plain["rollout/tokens_per_s"], _time_card(run, steps)]
-    return section("curves", "Curves", intro, f'<div class="grid">{"".join(cards)}</div>')
+    return [*cards, _staleness_card(run, steps), plain["rollout/tokens_per_s"], _time_card(run, steps)]
 
 
 def _card(
-    title: str, unit: str, values: Sequence[float], chart: Callable[[], str], caption: str, legend: str = ""
-) -> str:
-    """A chart under its title, drawn only if one of the values was measured."""
-    head = f"<h3>{title} <span class='unit'>{unit}</span></h3><span class='unit'>{first_to_last(values)}</span>"
-    absent = '<p class="absent">Not measured in this run.</p>'
-    drawn = legend + chart() if any(map(math.isfinite, values)) else absent
-    return f"<figure><header>{head}</header>{drawn}<figcaption>{caption}</figcaption></figure>\n"
+    title: str,
+    unit: str,
+    values: Sequence[float],
+    chart: Callable[[], Markup],
+    caption: str,
+    legend: Sequence[tuple[str, str]] = (),
+) -> Card:
+    """A card whose chart is drawn only if one of the values was measured."""
+    return Card(title, unit, values, chart() if any(map(math.isfinite, values)) else None, caption, legend)
 
 
-def _plain(run: RunFiles, steps: Steps, curve: Curve, scale: Scale) -> str:
+def _plain(run: RunFiles, steps: Steps, curve: Curve, scale: Scale) -> Card:
     values = run.series(curve.name)
     chart = partial(line_chart, steps, values, curve.colour, scale, f"{curve.title} over steps")
     return _card(curve.title, curve.unit, values, chart, curve.caption)
 
 
-def _gold_card(run: RunFiles, steps: Steps) -> str:
+def _gold_card(run: RunFiles, steps: Steps) -> Card:
     judged = [gold for gold in run.golds if gold.step is not None]
     ideal = next((gold.gold.mean for gold in run.golds if gold.step is None), math.nan)
     at, points = [float(gold.step or 0) for gold in judged], [gold.gold for gold in judged]
@@ -140,12 +152,12 @@ def _gold_card(run: RunFiles, steps: Steps) -> str:
     return _card("Gold", "judge", [point.mean for point in points], chart, caption)
 
 
-def _length_card(run: RunFiles, steps: Steps) -> str:
+def _length_card(run: RunFiles, steps: Steps) -> Card:
     tokens, truncated = run.series("rollout/response_tokens"), run.series("rollout/truncated_frac")
     chart = partial(two_line_charts, steps, tokens, truncated, "Response tokens and truncated share over steps")
     known = [value for value in truncated if math.isfinite(value)]
     share = f", {100 * sum(known) / len(known):.2g} % over the run" if known else ""
-    legend = _legend([("purple", "mean tokens"), ("orange", f"share truncated{share}")])
+    legend = [("purple", "mean tokens"), ("orange", f"share truncated{share}")]
     caption = (
         "Length, and the share of responses cut off at the limit. Healthy: no drift that the task does not ask for, "
         "few cut off; steady growth often means that the reward model likes length."
@@ -153,7 +165,7 @@ def _length_card(run: RunFiles, steps: Steps) -> str:
     return _card("Response length", "tokens", tokens, chart, caption, legend)
 
 
-def _sync_card(run: RunFiles, steps: Steps) -> str:
+def _sync_card(run: RunFiles, steps: Steps) -> Card:
     measured, tolerance = run.series("sync/max_logprob_diff"), run.settings.sync_tolerance
     values = [max(value, LOWEST_DRAWN) for value in measured]
     scale = Scale(log=True, level=tolerance)
@@ -166,7 +178,7 @@ def _sync_card(run: RunFiles, steps: Steps) -> str:
     return _card("Weight sync", "nats, log scale", measured, chart, caption)
 
 
-def _staleness_card(run: RunFiles, steps: Steps) -> str:
+def _staleness_card(run: RunFiles, steps: Steps) -> Card:
     values, limit = run.series("staleness/mean"), run.settings.max_staleness
     high = 1.2 * max(value for value in (*values, limit, 0.8) if math.isfinite(value))
     scale = Scale(low=-0.06 * high, high=high, level=limit)
@@ -179,19 +191,13 @@ def _staleness_card(run: RunFiles, steps: Steps) -> str:
     return _card("Staleness", "policy versions, mean", values, chart, caption)
 
 
-def _time_card(run: RunFiles, steps: Steps) -> str:
+def _time_card(run: RunFiles, steps: Steps) -> Card:
     names = [name for name in run.names("time/") if name != "time/step_s"]
     parts = [run.series(name) for name in names]
     words = [name.removeprefix("time/").removesuffix("_s") for name in names]
-    legend = _legend([(STACK[at % len(STACK)], safe(word)) for at, word in enumerate(words)])
     chart = partial(stacked_chart, steps, parts, "Seconds of each step by part")
     caption = (
         "Where a step's seconds go: wait is sampling and scoring, publish the new weights, judge the evaluation at "
         "an iteration's end, checkpoint the one before the step. Healthy: level; the largest part is what to speed up."
     )
-    return _card("Time", "s per step", run.series("time/step_s"), chart, caption, legend)
-
-
-def _legend(entries: Sequence[tuple[str, str]]) -> str:
-    items = (f'<span><i class="swatch stroke-{colour}"></i>{name}</span>' for colour, name in entries)
-    return f'<div class="legend">{"".join(items)}</div>'
+    return _card("Time", "s per step", run.series("time/step_s"), chart, caption, coloured(words))

@@ -1,29 +1,34 @@
-"""How the report writes text, numbers, tables and sections as HTML. Pure; used by the other report files.
+"""How the pages are written: the one jinja2 environment, and numbers in the words of the pages.
 
-Every text of a run goes through `safe`, since responses are written by a model.
+Templates are files beside the code that fills them. Every value is escaped, since responses are written by a model and
+names by a user; only a chart passes as it is. A name that a template asks for and does not get is an error. Called by the
+files that write a page; the model cards use the numbers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from driver.report.records import Interval
 
 MOST_CHARACTERS = 4000  # of one text
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # a page may load and run nothing, whatever a response says
 
 
-def safe(text: object) -> str:
-    """Text of a run as HTML; half surrogates, which UTF-8 cannot hold, become question marks."""
-    return escape(str(text).encode("utf-8", "replace").decode("utf-8"))
+def render(template: str, **values: object) -> str:
+    """The page that a template makes of the values; `template` is its path from driver/, as in explain/page.html."""
+    page = TEMPLATES.get_template(template).render(values) + "\n"
+    return page.encode("utf-8", "replace").decode("utf-8")  # half surrogates, which UTF-8 cannot hold, become ?
 
 
 def cut(text: str) -> str:
-    """The beginning of a long text, as HTML that says how much is missing."""
+    """The beginning of a long text; it ends by saying how much is missing."""
     rest = len(text) - MOST_CHARACTERS
-    more = f" \N{HORIZONTAL ELLIPSIS} ({rest:,} more characters)" if rest > 0 else ""
-    return safe(text[:MOST_CHARACTERS]) + more
+    return text if rest <= 0 else f"{text[:MOST_CHARACTERS]} \N{HORIZONTAL ELLIPSIS} ({rest:,} more characters)"
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -50,25 +55,6 @@ def interval(value: Interval) -> str:
     return fixed(value.mean) + ends
 
 
-def absent(what: str, stage: str) -> str:
-    return f'<p class="absent">{what} is absent; {stage} makes it.</p>'
-
-
-def section(anchor: str, title: str, intro: str, body: str) -> str:
-    words = f"<p class='note'>{intro}</p>" if intro else ""
-    return f'<section id="{anchor}"><h2>{title}</h2>{words}{body}</section>\n'
-
-
-def table(head: Sequence[str], rows: Iterable[str]) -> str:
-    """head is HTML; each row a <tr>."""
-    cells = "".join(f"<th>{name}</th>" for name in head)
-    return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-
-
-def row(cells: Iterable[str], kind: str = "") -> str:
-    return f'<tr class="{kind}">' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-
-
 def first_to_last(values: Sequence[float], digits: int = 3) -> str:
     """The first and last measured value, with an arrow."""
     known = [value for value in values if math.isfinite(value)]
@@ -78,8 +64,35 @@ def first_to_last(values: Sequence[float], digits: int = 3) -> str:
     return " \N{RIGHTWARDS ARROW} ".join(number(value, digits) for value in ends)
 
 
-def bar(value: float, largest: float, kind: str = "") -> str:
-    """A value's size as a bar; the number stands next to it. Negative values are red."""
+def count(value: int) -> str:
+    """A count with its thousands apart."""
+    return f"{value:,}"
+
+
+def percent(value: float) -> str:
+    """A share as per cent with one decimal."""
+    return f"{value:.1%}"
+
+
+def width(value: float, largest: float) -> str:
+    """How much of a bar a value fills, in per cent, where `largest` fills it."""
     share = min(100.0, 100 * abs(value) / largest) if math.isfinite(value) and largest > 0 else 0.0
-    below = " below" if value < 0 else ""
-    return f'<span class="bar{kind}{below}"><i style="width:{share:.0f}%"></i></span>'
+    return f"{share:.0f}"
+
+
+def _environment() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(Path(__file__).parents[1]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    said = (cut, number, fixed, interval, first_to_last, count, percent, width)
+    made.filters.update({function.__name__: function for function in said})
+    made.tests["finite"] = math.isfinite
+    made.globals.update(policy=POLICY, nan=math.nan)
+    return made
+
+
+TEMPLATES = _environment()

@@ -79,6 +79,11 @@ class LedgerCounts:
     trained: int
     dropped: Mapping[str, int]
 
+    @property
+    def reasons(self) -> list[tuple[str, int]]:
+        """Why slots were dropped and how often, the most frequent reason first."""
+        return sorted(self.dropped.items(), key=lambda reason: (-reason[1], reason[0]))
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:

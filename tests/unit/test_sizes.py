@@ -12,7 +12,6 @@ LONG = {
     "tests/integration/test_queue.py": "one Redis serves all laws of the queue",
     "tests/unit/actors/test_in_flight.py": "one stand-in engine of the in-flight protocol serves all its laws",
     "tests/unit/driver/preflight/test_preflight.py": "one case for each finding of the preflight",
-    "tests/unit/driver/report/test_report.py": "one synthetic run serves every section",
     "tests/unit/learner/adaptation/test_meta_rm.py": "the equations stand beside the hand-written ones",
     "tests/unit/learner/reward_model/test_data.py": "one case for each kind of row that a data file may hold",
     "tests/unit/rewarder/test_aggregate.py": "one case for each step of the reward pipeline, in its order",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from driver.evaluate_rm.results import results
 from driver.evaluate_rm.scores import without_long_rows
 from driver.evaluate_rm.sets import EvalSet
 from driver.evaluate_rm.tables import format_results
+from rewarder.rewardbench import Sectioned
+from tests.unit.pages import EVIL, parse
 
 UNKNOWN = Overlap("not known", {})
 PAIR = Judged((Answer((Message("user", "p"),), "y"),), (Answer((Message("user", "p"),), "n"),))
@@ -89,3 +92,16 @@ def test_the_overlap_stands_with_each_set_where_it_is_known(tmp_path: Path) -> N
     assert said[0] in page and "Training prompts: 9 prompts." in page
     unknown = results("m", None, UNKNOWN, sets, wins, {})
     assert "in a row of the prompt" not in format_results(unknown)
+
+
+def test_a_tag_planted_in_any_text_of_the_page_stays_text(tmp_path: Path) -> None:
+    scored = {EVIL: {"s": [Outcome((1.0,), (0.0,))] * 100}}
+    found = results(EVIL, EVIL, Overlap(EVIL, {"s": 1}), [judged("s", [EVIL, "b"] * 50)], scored, {"s": np.ones(100)})
+    (plain,) = found.sets.values()
+    planted = replace(
+        found,
+        sets={EVIL: replace(plain, skipped={EVIL: 1})},
+        benchmarks={"rewardbench": {EVIL: Sectioned({EVIL: 0.5}, 0.5, 0.5, 0.5, (EVIL,))}},
+    )
+    page = write_page(tmp_path / "page.html", planted).read_text()
+    assert "script" not in parse(page).tags and page.count("&lt;script&gt;") >= 8

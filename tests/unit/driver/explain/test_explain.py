@@ -22,7 +22,7 @@ from rewarder.explain import explain
 from rewarder.model import GatedRewardModel
 from rewarder.scoring import score_responses
 from tests.integration.models import OBJECTIVES, tiny_policy
-from tests.unit.driver.report.test_report import parse
+from tests.unit.pages import parse
 
 EVIL = "<script>w1 & w2"
 
