@@ -1,8 +1,8 @@
-"""No file is longer than 300 lines without a stated reason, and no reason outlives its need. With -s the sizes are printed."""
+"""No file is longer than 300 lines without a stated reason, and no reason outlives its need."""
 
 from __future__ import annotations
 
-from tests.sizes import MOST_LINES, ROOT, file_lines, functions, sources, string_calls, summary
+from tests.sizes import MOST_LINES, ROOT, file_lines, functions, sources, string_calls
 
 LONG = {
     "common/config/config.py": "every key of a config with its unit stands in one place, one dataclass a section",
@@ -22,7 +22,6 @@ LONG = {
 
 def test_no_file_is_long_without_a_reason() -> None:
     files = sources(ROOT)
-    print("\n" + summary(ROOT))
     long = {name for name, count in file_lines(files).items() if count > MOST_LINES}
     new, gone = sorted(long - set(LONG)), sorted(set(LONG) - long)
     assert not new, (
