@@ -16,13 +16,9 @@ from types import FrameType
 
 from common.config.config import COMMANDS, STAGES, Config
 from common.config.file import ConfigError, load_config, save_config
-from common.data.sources import DataError
-from common.judge import JudgeError
-from common.queue.queue import QueueError, ServerError
-from driver.judges.label_book import LabelError
+from common.errors import RunError
 from driver.preflight.environment import environment
 from driver.preflight.preflight import check
-from driver.record.checkpoint import CheckpointError
 from driver.record.progress import fail, say
 
 
@@ -87,23 +83,14 @@ def write_run_files(config: Config) -> None:
 
 def run(config: Config, stages: list[str], cleanup: ExitStack) -> None:
     """Runs the stages; whatever happens, the roles are stopped before this returns."""
-    from driver.cluster.cluster import (  # torch, ray and transformers load after the checks, not before
-        Cluster,
-        RoleError,
-    )
-    from driver.cluster.disks import DiskError
-    from driver.commands import CommandError
-    from driver.export.stage import ExportError
-    from driver.stages import StageError, run_stages
-
-    failed = (RoleError, StageError, ExportError, CommandError, DiskError, CheckpointError, QueueError, ServerError)
-    expected = (*failed, JudgeError, LabelError, DataError, OSError)
+    from driver.cluster.cluster import Cluster  # torch, ray and transformers load after the checks, not before
+    from driver.stages import run_stages
 
     cluster = Cluster(config)
     cleanup.callback(cluster.close)
     try:
         run_stages(config, stages, cluster, os.environ.get(config.redis.password_env), cleanup)
-    except expected as error:
+    except (RunError, OSError) as error:
         fail(f"error: {error}", code=1)
 
 

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any, Literal
 
+from common.errors import RunError
 from common.types import Message, Prompt, Rollout
 
 LABEL_SEEDS = 1_000_003  # more than there are prompts, so that no two runs share a labeler's seed
@@ -31,7 +32,7 @@ class JudgeItem:
     finish_reason: str
 
 
-class JudgeError(RuntimeError):
+class JudgeError(RunError):
     """The user's judge failed."""
 
 

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.config.config import Config
+from common.errors import RunError
 from driver.cluster.run import Run
 from driver.evaluate_rm.command import evaluate_reward_model
 from driver.explain.command import explain_responses
 
 
-class CommandError(RuntimeError):
+class CommandError(RunError):
     """A command that cannot finish; says which and why."""
 
 

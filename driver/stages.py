@@ -20,11 +20,11 @@ from pathlib import Path
 
 from common.config.config import COMMANDS, Config
 from common.data.data import read_prompts, write_jsonl
+from common.errors import RunError
 from common.judge import JudgeItem, label_samples, load_function, without_equal_texts
 from common.model_size import DTYPE_BYTES, num_parameters
 from common.models import absolute
 from driver.cluster.cluster import Cluster
-from driver.cluster.long_calls import follow
 from driver.cluster.run import Run
 from driver.commands import run_evaluate_rm, run_explain
 from driver.export.stage import Export, is_current
@@ -43,7 +43,7 @@ from driver.rounds.reward_models import RewardModels, served_model
 ROLE_STAGES = {"sft", "collect", "preferences", "reward_model", "iterate", "export"}
 
 
-class StageError(RuntimeError):
+class StageError(RunError):
     """A stage that cannot run or be skipped; says what to do."""
 
 
@@ -74,7 +74,7 @@ def run_sft(run: Run) -> None:
     model = run.config.policy.model
     assert model is not None, "the preflight asks for a policy"
     with run.cluster.disks.writing(run.directory / "sft") as target:
-        metrics = _on_learners(run, "sft", absolute(model), target)
+        metrics = run.cluster.learners.sft(absolute(model), target)
     say(f"  loss {metrics['sft/first_loss']:.3f} -> {metrics['sft/last_loss']:.3f} nats per token")
 
 
@@ -84,10 +84,11 @@ def run_collect(run: Run) -> None:
     assert judge.labeler is not None and data.prompts is not None, "the preflight asks for both"
     prompts = run.prompts(data.prompts, judge.collect_prompts or None)
     run.cluster.disks.share(run.anchor)
-    run.cluster.call_all(run.cluster.learners, "load_anchor", run.anchor)
+    run.cluster.learners.load_anchor(run.anchor)
     run.await_engines()
-    Publisher(run.cluster, run.anchor_directory, prompts, run.config.actors.sync_tolerance).anchor()
-    sampled = sample_prompts(run.cluster, prompts, judge.collect_responses, run.config.run.seed, "collect")
+    roles, tolerance = run.cluster, run.config.actors.sync_tolerance
+    Publisher(roles.learners, roles.actors, run.anchor_directory, prompts, tolerance).anchor()
+    sampled = sample_prompts(run.cluster.actors, prompts, judge.collect_responses, run.config.run.seed, "collect")
     ratings, compared = label_samples(load_function(judge.labeler), prompts, sampled, run.config.run.seed)
     pairs, equal = without_equal_texts(compared)
     write_jsonl(run.collected("ratings"), ratings)
@@ -103,7 +104,7 @@ def run_reward_model(run: Run) -> None:
     disks, rm = run.cluster.disks, run.directory / "rm"
     with disks.writing(rm / "version_0") as target, disks.writing(rm / "baseline") as beside:
         baseline = beside if run.config.learner.reward_model.baseline else None
-        report = _on_learners(run, "reward_model", run.anchor, files, target, baseline)
+        report = run.cluster.learners.reward_model(run.anchor, files, target, baseline)
     say(f"  {format_accuracy(report)}")
     for line in json.loads((run.directory / "rm" / "version_0" / "report.json").read_text())["calibration_warnings"]:
         say(f"  warning: {line}")
@@ -196,11 +197,6 @@ SECTIONS = {
 # ---- helpers ----------------------------------------------------------------------------------------------------------
 
 
-def _on_learners(run: Run, method: str, *arguments: object) -> dict[str, float]:
-    """Calls a long method on every rank; rank 0's answer."""
-    return follow(run.cluster, run.cluster.learners, method, *arguments)
-
-
 def _load_policy(run: Run) -> Path:
     """The newest checkpoint, with its policy in the learners."""
     steps = checkpoint.steps(run.directory / "checkpoints")
@@ -211,13 +207,13 @@ def _load_policy(run: Run) -> Path:
         checkpoint.verify(newest)
         for source in (run.anchor, newest):
             run.cluster.disks.share(source)
-        run.cluster.call_all(run.cluster.learners, "load_policy", run.anchor, str(newest))
+        run.cluster.learners.load_policy(run.anchor, str(newest))
     return newest
 
 
 def _export_policy(cluster: Cluster, aside: Path) -> None:
     with cluster.disks.writing(aside) as target:
-        cluster.call_all(cluster.learners, "export", target)
+        cluster.learners.export(target)
 
 
 def _ideal_golds(run: Run) -> list[float]:

@@ -17,11 +17,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, cast
 
+from common.errors import RunError
+
 Fields = Mapping[str, object]
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.\[\]%:+-]+)?$")
 
 
-class DataError(ValueError):
+class DataError(RunError, ValueError):
     """What is wrong with a data file, one problem a line: file:line, what, got, wanted."""
 
 

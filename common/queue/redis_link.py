@@ -17,12 +17,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
+from common.errors import RunError
+
 SOCKET_TIMEOUT_S = 15.0
 _NO_PASSWORD = ("NOAUTH", "Authentication required")
 _WRONG_PASSWORD = ("WRONGPASS", "ERR AUTH", "invalid username-password")
 
 
-class QueueError(RuntimeError):
+class QueueError(RunError):
     """The queue cannot do what was asked; the message says what, why and what to do."""
 
 

@@ -23,6 +23,8 @@ import threading
 import time
 from pathlib import Path
 
+from common.errors import RunError
+
 START_TIMEOUT_S = 60.0
 LOCK_TIMEOUT_S = 10.0
 _PR_SET_PDEATHSIG = 1
@@ -44,7 +46,7 @@ maxmemory-policy noeviction
 """
 
 
-class ServerError(RuntimeError):
+class ServerError(RunError):
     """The embedded server cannot run; the message says why and what to do."""
 
 

@@ -11,26 +11,25 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from driver.cluster.node_disk import Manifest, manifest, remove
+from common.errors import RunError
+from driver.cluster.node_disk import Manifest, NodeDisk, manifest, remove
 
 PIECE_BYTES = 64 * 2**20  # of one message
-Call = Callable[..., Any]  # (node's disk, method, arguments) -> answer
 
 
-class DiskError(RuntimeError):
+class DiskError(RunError):
     """A file that a node should have and cannot get; says which node and what to do."""
 
 
 class Disks:
     """The disks of the nodes that do not see the run's directory, by the node's address."""
 
-    def __init__(self, run_dir: Path, nodes: Mapping[str, Any], call: Call):
-        self._run_dir, self._call = run_dir.resolve(), call
+    def __init__(self, run_dir: Path, nodes: Mapping[str, NodeDisk]):
+        self._run_dir = run_dir.resolve()
         self._far = self._blind(nodes) if nodes else {}
 
     @property
@@ -52,27 +51,27 @@ class Disks:
         the driver's and nothing on far nodes. Nothing that an earlier run left there is taken for it."""
         target = Path(path).resolve()
         for node in self._far.values():
-            self._call(node, "remove", str(target))
+            node.remove(str(target))
         yield str(target)
         for name, node in self._far.items():
             self._bring(name, node, target)
 
-    def _bring(self, name: str, node: Any, target: Path) -> None:
-        theirs: Manifest = self._call(node, "manifest", str(target)) or {}
+    def _bring(self, name: str, node: NodeDisk, target: Path) -> None:
+        theirs = node.manifest(str(target)) or {}
         for file, (size, digest) in theirs.items():
             self._take(node, target / file, size)
             if (got := (manifest(target / file) or {}).get("")) != (size, digest):
                 raise DiskError(f"{target / file} did not come whole from {name}: got {got}, wanted {(size, digest)}")
-        self._call(node, "remove", str(target))
+        node.remove(str(target))
 
-    def _blind(self, nodes: Mapping[str, Any]) -> dict[str, Any]:
+    def _blind(self, nodes: Mapping[str, NodeDisk]) -> dict[str, NodeDisk]:
         """The nodes that do not see a mark in run.dir."""
         mark, content = self._run_dir / ".node", uuid.uuid4().hex
         mark.write_text(content)
-        return {name: node for name, node in nodes.items() if not self._call(node, "sees", str(mark), content)}
+        return {name: node for name, node in nodes.items() if not node.sees(str(mark), content)}
 
-    def _give(self, name: str, node: Any, source: Path, ours: Manifest) -> None:
-        theirs: Manifest | None = self._call(node, "manifest", str(source))
+    def _give(self, name: str, node: NodeDisk, source: Path, ours: Manifest) -> None:
+        theirs = node.manifest(str(source))
         if theirs == ours:
             return
         if theirs is not None and not source.is_relative_to(self._run_dir):
@@ -80,20 +79,20 @@ class Disks:
                 f"{source} on {name} differs from the driver's; make them the same, or remove it there and it will be sent"
             )
         aside = f"{source}.arriving"
-        self._call(node, "remove", aside)
+        node.remove(aside)
         for file in ours:
             self._send(node, source / file, os.path.join(aside, file) if file else aside)
-        self._call(node, "rename", aside, str(source))
+        node.rename(aside, str(source))
 
-    def _send(self, node: Any, source: Path, target: str) -> None:
+    def _send(self, node: NodeDisk, source: Path, target: str) -> None:
         with source.open("rb") as file:
-            self._call(node, "append", target, file.read(PIECE_BYTES))  # also for an empty file
+            node.append(target, file.read(PIECE_BYTES))  # also for an empty file
             while piece := file.read(PIECE_BYTES):
-                self._call(node, "append", target, piece)
+                node.append(target, piece)
 
-    def _take(self, node: Any, target: Path, size: int) -> None:
+    def _take(self, node: NodeDisk, target: Path, size: int) -> None:
         remove(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb") as file:
             while file.tell() < size:
-                file.write(self._call(node, "read", str(target), file.tell(), PIECE_BYTES))
+                file.write(node.read(str(target), file.tell(), PIECE_BYTES))

@@ -1,32 +1,31 @@
-"""Long calls to roles, shown while they last. Called by the stages and by the rounds of the reward model."""
+"""Long calls to roles, shown while they last. Used by the doors (driver/cluster/doors.py)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, TypeVar
 
-from driver.cluster.cluster import Cluster, Role
+from driver.cluster.calls import Group
 from driver.record.progress import Progress
-from learner.ranks.progress import Progress as RoleProgress
+from learner.ranks.progress import Watched
 
 POLL_S = 0.5
 
+W = TypeVar("W", bound=Watched)
+P = ParamSpec("P")
+R = TypeVar("R")
 
-def follow(cluster: Cluster, roles: Sequence[Role], method: str, *arguments: object) -> Any:
-    """Calls a long method on every role, showing the first one's progress until all have answered; its answer."""
-    return follow_all(cluster, roles, method, *arguments)[0]
 
-
-def follow_all(cluster: Cluster, roles: Sequence[Role], method: str, *arguments: object) -> list[Any]:
-    """The same, and every role's answer."""
+def follow(group: Group[W], method: Callable[Concatenate[W, P], R], *args: P.args, **kwargs: P.kwargs) -> list[R]:
+    """Calls a long method on every member and shows the first one's progress until all have answered."""
     shown, progress = "", Progress("", 1, "")
-    cluster.call(roles[0], "forget_progress")
-    pending = cluster.submit(roles, method, *arguments)
-    while not cluster.poll(roles, pending, method, POLL_S):
-        now: RoleProgress = cluster.call(roles[0], "progress")
+    group.first(Watched.forget_progress)
+    pending = group.begin(method, *args, **kwargs)
+    while not group.have_answered(pending, POLL_S):
+        now = group.first(Watched.progress)
         if not now.what:
             continue
         if now.what != shown:
             shown, progress = now.what, Progress(now.what, now.total, "steps")
         progress.reach(now.done, now.values)
-    return cluster.collect(roles, pending, method)
+    return group.answers(pending)

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoTokenizer
 
@@ -40,7 +39,6 @@ class Run:
     directory: Path
     password: str | None
     cleanup: ExitStack
-    engines: list[Any] = field(default_factory=list)
     policy_loaded: bool = False
 
     @property
@@ -94,9 +92,7 @@ class Run:
 
     def await_engines(self) -> None:
         """Waits until every engine has started."""
-        for index, answer in enumerate(self.engines):
-            self.cluster.wait(answer, f"actor-{index}", "start", self.config.cluster.start_timeout_s)
-        self.engines.clear()
+        self.cluster.actors.await_started(self.config.cluster.start_timeout_s)
 
     def start_roles(self, todo: Sequence[str]) -> None:
         """Starts Ray and the roles that these stages need; the engines go on starting (await_engines)."""
@@ -106,7 +102,7 @@ class Run:
         say("\n".join(self._where_to_watch(dashboard)))
         self._share_inputs()
         if {"collect", "iterate"} & set(todo):
-            self.engines = cluster.make_actors(absolute(model))
+            cluster.make_actors(absolute(model))
         if "iterate" in todo:
             cluster.make_rewarders()
         if "iterate" in todo and self.config.adaptation.enabled:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config.config import Config
+from common.errors import RunError
 from driver.export.card_parts import Facts, read_facts
 from driver.export.card_policy import policy_card
 from driver.export.card_reward_model import reward_model_card
@@ -30,7 +31,7 @@ WRITTEN, PUSHED = "written.json", "pushed.json"
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 
 
-class ExportError(RuntimeError):
+class ExportError(RunError):
     """An export or a push that did not happen; says what, where, what there is now and what to do."""
 
 

@@ -11,18 +11,18 @@ from pathlib import Path
 
 from common.config.config import Config
 from common.judge import PairItem
-from driver.cluster.cluster import Cluster
+from driver.cluster.doors import Judges
 from driver.judges.label_book import Judge, Keep, make_judge
 from driver.judges.people import people
 
 PAIRS_PER_CALL = 16  # that one process compares before its answers are kept
 
 
-def judge_of(config: Config, cluster: Cluster) -> Judge:
+def judge_of(config: Config, judges: Judges) -> Judge:
     """The judge that the configuration names."""
     judge = config.judge
     if judge.compares == "model":
-        return model_judge(cluster)
+        return model_judge(judges)
     if judge.compares == "endpoint":
         from driver.judges.endpoint import EndpointJudge, read_key  # a second to import
 
@@ -33,15 +33,15 @@ def judge_of(config: Config, cluster: Cluster) -> Judge:
     return make_judge(judge, config.run.seed)
 
 
-def model_judge(cluster: Cluster) -> Judge:
+def model_judge(judges: Judges) -> Judge:
     """Compares by the scores of the judge's own processes, which take the pairs in turns."""
 
     def judge(items: Sequence[PairItem], keep: Keep) -> None:
-        size = min(PAIRS_PER_CALL, -(-len(items) // len(cluster.judges)))
+        size = min(PAIRS_PER_CALL, -(-len(items) // len(judges)))
         calls = [items[start : start + size] for start in range(0, len(items), size)]
-        for start in range(0, len(calls), len(cluster.judges)):
-            now = calls[start : start + len(cluster.judges)]
-            answers = cluster.scatter(cluster.judges, "compare", [(call,) for call in now])
+        for start in range(0, len(calls), len(judges)):
+            now = calls[start : start + len(judges)]
+            answers = judges.compare(now)
             for call, verdicts in zip(now, answers, strict=True):
                 for item, verdict in zip(call, verdicts, strict=True):
                     keep(item, verdict)

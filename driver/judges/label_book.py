@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config.config import JudgeConfig
+from common.errors import RunError
 from common.judge import (
     PREFERENCES,
     JudgeError,
@@ -36,7 +37,7 @@ Keep = Callable[[PairItem, Verdict], None]
 Judge = Callable[[Sequence[PairItem], Keep], None]  # calls Keep for each answer as it comes, in any order
 
 
-class LabelError(RuntimeError):
+class LabelError(RunError):
     """A labels file that cannot be trusted; names the line."""
 
 

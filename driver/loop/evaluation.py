@@ -12,19 +12,17 @@ from common.data.data import write_jsonl
 from common.judge import JudgeItem, ask_judge, load_function
 from common.metrics import read_rows
 from common.types import Prompt
-from driver.cluster.cluster import Cluster
+from driver.cluster.doors import Actors
 from driver.loop.references import sample_prompts
 
 
-def judge_policy(
-    cluster: Cluster, config: Config, prompts: Sequence[Prompt], step: int, directory: Path
-) -> float | None:
+def judge_policy(actors: Actors, config: Config, prompts: Sequence[Prompt], step: int, directory: Path) -> float | None:
     """Samples one response to each held-out prompt with the weights in place, judges them, keeps the rows; mean gold.
     None without a judge or held-out prompts."""
     if config.judge.function is None or not prompts:
         return None
     judge = load_function(config.judge.function)
-    sampled = sample_prompts(cluster, prompts, 1, config.run.seed, f"evaluate-{step}")
+    sampled = sample_prompts(actors, prompts, 1, config.run.seed, f"evaluate-{step}")
     rows: list[dict[str, object]] = []
     for prompt, (rollout,) in zip(prompts, sampled, strict=True):
         item = JudgeItem(prompt.messages, prompt.meta, rollout.response, rollout.finish_reason)

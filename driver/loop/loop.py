@@ -26,7 +26,8 @@ from common.queue.address import QueueAddress
 from common.queue.ledger import Ledger, window_end
 from common.queue.queue import Queue
 from common.types import Prompt
-from driver.cluster.cluster import Cluster, RoleError
+from driver.cluster.calls import RoleError
+from driver.cluster.cluster import Cluster
 from driver.loop.evaluation import judge_policy
 from driver.loop.publish import Publisher
 from driver.loop.reference_pass import ReferencePass
@@ -67,8 +68,12 @@ class Loop:
     ):
         self._config, self._cluster, self._queue, self._address, self._paths = config, cluster, queue, address, paths
         self._prompts, self._rm = prompts, reward_models
-        self._publisher = Publisher(cluster, paths.anchor_directory, prompts, config.actors.sync_tolerance)
-        self._references = ReferencePass(config, cluster, self._publisher, paths.run, paths.anchor)
+        self._publisher = Publisher(
+            cluster.learners, cluster.actors, paths.anchor_directory, prompts, config.actors.sync_tolerance
+        )
+        self._references = ReferencePass(
+            config, cluster.actors, cluster.rewarders, self._publisher, paths.run, paths.anchor
+        )
         self._rounds = RoundTimes(config, reward_models, DriftWatch(config, cluster, queue, paths.run))
         reward_models.on_switch = self._references_again
         self._samples = StepLog(paths.run / "samples.jsonl")
@@ -104,11 +109,11 @@ class Loop:
         self._lines = StepLines(self._paths.run, objectives, last_step, self._cluster.gauges, tensorboard)
         self._samples.cut(last_step)
         self._rm.load(self._state.reward_model)
-        arguments = (self._paths.anchor, self._address, str(found.resolve()) if found else None)
-        self._cluster.call_all(self._cluster.learners, "start_policy", *arguments)
-        self._cluster.call_all(self._cluster.rewarders, "serve", self._address)
+        from_checkpoint = str(found.resolve()) if found else None
+        self._cluster.learners.start_policy(self._paths.anchor, self._address, from_checkpoint)
+        self._cluster.rewarders.serve(self._address)
         in_flight = self._config.iteration.max_staleness > 0
-        self._cluster.call_all(self._cluster.actors, "connect", self._address, slots_per_actor(self._config), in_flight)
+        self._cluster.actors.connect(self._address, slots_per_actor(self._config), in_flight)
         self._admitted = self._lowest_open_slot()
         return found is not None and self._state.step > self._state.iteration * self._config.iteration.steps
 
@@ -117,12 +122,12 @@ class Loop:
         say(f"iteration {state.iteration + 1}/{config.iteration.num}")
         part = shard(self._prompts, state.iteration, config.iteration.num, config.run.seed)[: self._shard_size()]
         self._references.begin(part, self._rm.served)
-        self._cluster.call_all(self._cluster.actors, "set_iteration", self._cluster.put(part), state.first_slot)
+        self._cluster.actors.set_iteration(part, state.first_slot)
         if reset and state.iteration > 0 and config.iteration.policy_start == "reset":
-            self._cluster.call_all(self._cluster.learners, "reset_policy", self._paths.anchor)
+            self._cluster.learners.reset_policy(self._paths.anchor)
         self._sync_difference = self._publisher.policy(state.step).max_logprob_diff
         if state.step == 0:
-            gold = judge_policy(self._cluster, config, self._eval_prompts, 0, self._paths.run / "evaluations")
+            gold = judge_policy(self._cluster.actors, config, self._eval_prompts, 0, self._paths.run / "evaluations")
             measured = {"gold/mean": gold, "sync/max_logprob_diff": self._sync_difference}
             self._lines.write(0, {**self._place(), **measured, "rm/version": self._rm.version})
             _say_gold(0, gold)
@@ -131,10 +136,10 @@ class Loop:
         state, clock = self._state, StepClock()
         self._await_batch()
         clock.ends("wait")
-        results = self._cluster.call_all(self._cluster.learners, "train", state.step + 1)
+        result = self._cluster.learners.train(state.step + 1)
         clock.ends("train")
         state.step += 1
-        status = self._cluster.call_all(self._cluster.learners, "collect", 0.0)[0]
+        status = self._cluster.learners.status()
         sync = self._publisher.policy(state.step)
         self._sync_difference, state.dropped = sync.max_logprob_diff, status.dropped
         clock.ends("publish")
@@ -146,8 +151,8 @@ class Loop:
         adapted = self._rounds.after_step(state, status.next_slot)
         clock.ends("adapt")
         self._admit()
-        measured = {**place, **results[0].metrics, **adapted, "sync/step_size": sync.step_size, "gold/mean": gold}
-        self._log(measured, results[0].samples, {**clock.parts, "checkpoint": self._checkpoint_s, "step": clock.total})
+        measured = {**place, **result.metrics, **adapted, "sync/step_size": sync.step_size, "gold/mean": gold}
+        self._log(measured, result.samples, {**clock.parts, "checkpoint": self._checkpoint_s, "step": clock.total})
         self._checkpoint_s = 0.0
         if state.step % self._config.checkpoint.every_steps == 0 and not self._is_last_of_iteration:
             self._checkpoint()  # after the line: a resume removes lines that are ahead, and cannot make one that is missing
@@ -185,7 +190,7 @@ class Loop:
         asked = started = time.monotonic()
         self._admit()
         while True:
-            statuses = self._cluster.call_all(self._cluster.learners, "collect", COLLECT_S)
+            statuses = self._cluster.learners.collect(COLLECT_S)
             if all(status.ready for status in statuses):
                 return
             if len(statuses[0].dropped) > len(self._state.dropped):
@@ -198,8 +203,8 @@ class Loop:
                 self._check_stall(asked - started)
 
     def _check_health(self) -> tuple[float, float]:
-        self._cluster.call_all(self._cluster.rewarders, "health", timeout_s=60)
-        answers = self._cluster.call_all(self._cluster.actors, "health", timeout_s=60)
+        self._cluster.rewarders.health()
+        answers = self._cluster.actors.health()
         return sum(answer["tokens"] for answer in answers), sum(answer["busy_s"] for answer in answers)
 
     @property
@@ -223,7 +228,7 @@ class Loop:
             )
 
     def _lowest_open_slot(self) -> int:
-        return int(self._cluster.call_all(self._cluster.learners, "collect", 0.0)[0].next_slot)
+        return self._cluster.learners.status().next_slot
 
     def audit(self) -> list[str]:
         """Violations of the ledger's law, in the newest checkpoint; [] when every admitted slot is accounted for."""
@@ -246,7 +251,7 @@ class Loop:
 
     def _gold(self) -> float | None:
         step, directory = self._state.step, self._paths.run / "evaluations"
-        gold = judge_policy(self._cluster, self._config, self._eval_prompts, step, directory)
+        gold = judge_policy(self._cluster.actors, self._config, self._eval_prompts, step, directory)
         _say_gold(step, gold)
         return gold
 
@@ -255,7 +260,7 @@ class Loop:
 
         def write(directory: Path) -> None:
             with self._cluster.disks.writing(directory) as target:
-                self._cluster.call_all(self._cluster.learners, "save", target)
+                self._cluster.learners.save(target)
 
         keep = self._config.checkpoint.keep
         state: dict[str, Any] = asdict(self._state)

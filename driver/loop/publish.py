@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from common.models import tensor_names
 from common.types import FloatArray, IntArray, Prompt
-from driver.cluster.cluster import Cluster, RoleError
+from driver.cluster.calls import RoleError, Stored
+from driver.cluster.doors import Actors, Learners
 
 PROBE_TOKENS = 64
 
@@ -33,35 +33,34 @@ class Published:
 
 
 class Publisher:
-    """Publishes policy versions and the anchor to all engines of a cluster."""
+    """Publishes policy versions and the anchor to all engines."""
 
-    def __init__(self, cluster: Cluster, anchor: Path, prompts: Sequence[Prompt], tolerance: float):
-        self._cluster, self._anchor, self._tolerance = cluster, anchor, tolerance
+    def __init__(self, learners: Learners, actors: Actors, anchor: Path, prompts: Sequence[Prompt], tolerance: float):
+        self._learners, self._actors, self._anchor, self._tolerance = learners, actors, anchor, tolerance
         self._probe = probe_tokens(prompts)
-        self._anchor_weights: Any = None
+        self._anchor_weights: Stored[list[bytes]] | None = None
         self._before: FloatArray | None = None
 
     def policy(self, version: int) -> Published:
         """Publishes the learner's weights as `version` and lets the engines serve it."""
-        shards, names = self._cluster.call_all(self._cluster.learners, "weights")[0]
-        published = self._load(version, self._cluster.put(shards), names, anchor=False)
-        self._cluster.call_all(self._cluster.actors, "serve", version)
+        shards, names = self._learners.weights()
+        published = self._load(version, self._actors.store(shards), names, anchor=False)
+        self._actors.serve(version)
         return published
 
     def anchor(self) -> Published:
         """Loads the anchor (version 0) into the engines, verified but not serving: references are sampled from it."""
         if self._anchor_weights is None:
             shards = [file.read_bytes() for file in sorted(self._anchor.glob("*.safetensors"))]
-            self._anchor_weights = self._cluster.put(shards)
+            self._anchor_weights = self._actors.store(shards)
         return self._load(0, self._anchor_weights, tensor_names(self._anchor), anchor=True)
 
-    def _load(self, version: int, shards: Any, names: Sequence[str], anchor: bool) -> Published:
-        cluster = self._cluster
-        expected = cluster.call_all(cluster.learners, "probe", self._probe, anchor)[0]
-        cluster.call_all(cluster.actors, "load_weights", version, shards, names)
+    def _load(self, version: int, shards: Stored[list[bytes]], names: Sequence[str], anchor: bool) -> Published:
+        expected = self._learners.probe(self._probe, anchor)
+        self._actors.load_weights(version, shards, names)
         differences = self._differences(expected)
         if torn := [i for i, difference in enumerate(differences) if not difference <= self._tolerance]:
-            cluster.call_all([cluster.actors[i] for i in torn], "load_weights", version, shards, names)
+            self._actors.load_weights(version, shards, names, only=torn)
             differences = self._differences(expected)
         if not (worst := float(np.max(differences))) <= self._tolerance:  # np.max keeps a NaN, max() may drop it
             raise RoleError(
@@ -74,8 +73,7 @@ class Publisher:
         return Published(worst, step_size)
 
     def _differences(self, expected: FloatArray) -> list[float]:
-        answers = self._cluster.call_all(self._cluster.actors, "probe", self._probe)
-        return [float(np.abs(answer - expected).max()) for answer in answers]
+        return [float(np.abs(answer - expected).max()) for answer in self._actors.probe(self._probe)]
 
 
 def probe_tokens(prompts: Sequence[Prompt]) -> IntArray:

@@ -16,9 +16,10 @@ from pathlib import Path
 from common.config.aggregations import term_names
 from common.config.config import Config
 from common.types import Prompt
-from driver.cluster.cluster import Cluster
+from driver.cluster.doors import Actors, Rewarders
 from driver.loop.publish import Publisher
 from driver.loop.references import (
+    Facts,
     References,
     keep_references,
     keep_samples,
@@ -39,10 +40,14 @@ NO_REFERENCES = "none"  # the reference version of an aggregation that centres o
 class ReferencePass:
     """The references of one run's iterations, one after the other."""
 
-    def __init__(self, config: Config, cluster: Cluster, publisher: Publisher, run: Path, anchor: str):
-        self._config, self._cluster, self._publisher = config, cluster, publisher
+    def __init__(
+        self, config: Config, actors: Actors, rewarders: Rewarders, publisher: Publisher, run: Path, anchor: str
+    ):
+        self._config, self._actors, self._rewarders, self._publisher = config, actors, rewarders, publisher
         self._directory, self._anchor = run / "references", anchor
         self._needed = aggregation_of(config.aggregation, config.rewarder.objectives).needs_reference
+        self._shard: Sequence[Prompt] = ()
+        self._facts: Facts = {}
         self.coverage: dict[str, float] = {}  # by term, of the version in place; empty where nothing is centred
 
     def begin(self, shard: Sequence[Prompt], reward_model: str) -> None:
@@ -56,14 +61,14 @@ class ReferencePass:
         references, key = self._find(reward_model) if self._needed else (References(), NO_REFERENCES)
         terms = term_names(asdict(self._config.aggregation), self._config.rewarder.objectives)
         self.coverage = dict(zip(terms, references.coverage, strict=False))
-        self._cluster.call_all(self._cluster.rewarders, "set_references", references.values, key)
+        self._rewarders.set_references(references.values, key)
 
     def _find(self, reward_model: str) -> tuple[References, str]:
         """r_ref of each prompt and their key; kept ones, else scored and kept."""
         key = values_key(self._config, self._facts, reward_model)
         found = load_references(self._directory, key)
         if found is None:
-            found = score_samples(self._cluster, self._config, self._samples())
+            found = score_samples(self._rewarders, self._config, self._samples())
             keep_references(self._directory, key, found)
         return found, key
 
@@ -72,6 +77,6 @@ class ReferencePass:
         key = samples_key(self._facts)
         found = load_samples(self._directory, key, self._shard)
         if found is None:
-            found = sample_shard(self._cluster, self._publisher, self._config, self._shard)
+            found = sample_shard(self._actors, self._publisher, self._config, self._shard)
             keep_samples(self._directory, key, found)
         return found

@@ -22,7 +22,7 @@ from common.config.aggregations import term_names
 from common.config.config import AggregationConfig, Config
 from common.data.data import write_jsonl
 from common.types import FloatArray, Prompt, Rollout
-from driver.cluster.cluster import Cluster
+from driver.cluster.doors import Actors, Rewarders
 from driver.loop.publish import Publisher
 from driver.record.progress import Progress, say
 from rewarder.calibrate import affine_warning
@@ -93,7 +93,7 @@ def keep_samples(directory: Path, key: str, samples: Sequence[ReferenceSamples])
 
 
 def sample_shard(
-    cluster: Cluster, publisher: Publisher, config: Config, shard: Sequence[Prompt]
+    actors: Actors, publisher: Publisher, config: Config, shard: Sequence[Prompt]
 ) -> list[ReferenceSamples]:
     """K samples of the anchor for each prompt; the engines then hold the anchor and serve nothing."""
     publisher.anchor()
@@ -101,18 +101,18 @@ def sample_shard(
     found: list[ReferenceSamples] = []
     for start in range(0, len(shard), CHUNK_PROMPTS * config.actors.num):
         part = shard[start : start + CHUNK_PROMPTS * config.actors.num]
-        found += _samples(part, sample_prompts(cluster, part, count, config.run.seed, "references"))
+        found += _samples(part, sample_prompts(actors, part, count, config.run.seed, "references"))
         progress.advance(len(part))
     return found
 
 
-def score_samples(cluster: Cluster, config: Config, samples: Sequence[ReferenceSamples]) -> References:
+def score_samples(rewarders: Rewarders, config: Config, samples: Sequence[ReferenceSamples]) -> References:
     """r_ref by the reward model in place; says what the transform will make of them."""
     progress = Progress("references scored", len(samples), "prompts")
     scored: dict[str, ScoredReference] = {}
     for start in range(0, len(samples), CHUNK_PROMPTS * config.rewarder.num):
         part = samples[start : start + CHUNK_PROMPTS * config.rewarder.num]
-        scored.update(_score(cluster, part))
+        scored.update(_score(rewarders, part))
         progress.advance(len(part))
     z = np.concatenate([reference.z for reference in scored.values()])
     for line in describe(z, term_names(asdict(config.aggregation), config.rewarder.objectives), config.aggregation):
@@ -134,14 +134,14 @@ def describe(z: FloatArray, terms: Sequence[str], settings: AggregationConfig) -
 
 
 def sample_prompts(
-    cluster: Cluster, prompts: Sequence[Prompt], num_responses: int, seed: int, purpose: str
+    actors: Actors, prompts: Sequence[Prompt], num_responses: int, seed: int, purpose: str
 ) -> list[list[Rollout]]:
     """num_responses for each prompt by the weights in place, dealt to the engines; seeds depend on the prompt's id and the
     purpose alone, and the prefix cache is not shared with another purpose."""
-    deal = max(1, -(-len(prompts) // len(cluster.actors)))
+    deal = max(1, -(-len(prompts) // len(actors)))
     parts = [prompts[start : start + deal] for start in range(0, len(prompts), deal)]
-    arguments = [(part, num_responses, [_seed(purpose, p, seed) for p in part], purpose) for part in parts]
-    return [rollouts for answer in cluster.scatter(cluster.actors, "sample", arguments) for rollouts in answer]
+    asked = [(part, num_responses, [_seed(purpose, p, seed) for p in part], purpose) for part in parts]
+    return [rollouts for answer in actors.sample(asked) for rollouts in answer]
 
 
 def model_hash(model: str) -> str:
@@ -167,11 +167,11 @@ def _samples(prompts: Sequence[Prompt], sampled: Sequence[Sequence[Rollout]]) ->
     ]
 
 
-def _score(cluster: Cluster, samples: Sequence[ReferenceSamples]) -> dict[str, ScoredReference]:
-    deal = max(1, -(-len(samples) // len(cluster.rewarders)))
-    parts = [(samples[start : start + deal],) for start in range(0, len(samples), deal)]
+def _score(rewarders: Rewarders, samples: Sequence[ReferenceSamples]) -> dict[str, ScoredReference]:
+    deal = max(1, -(-len(samples) // len(rewarders)))
+    parts = [samples[start : start + deal] for start in range(0, len(samples), deal)]
     merged: dict[str, ScoredReference] = {}
-    for values in cluster.scatter(cluster.rewarders, "score_references", parts):
+    for values in rewarders.score_references(parts):
         merged.update(values)
     return merged
 

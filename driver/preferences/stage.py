@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.data import read_pairs, write_jsonl
-from driver.cluster.long_calls import follow, follow_all
 from driver.cluster.run import STRENGTHS, Run
 from driver.preferences.page import write_page
 from driver.preferences.results import Strength, record, results, rows
@@ -48,21 +47,21 @@ def _train(run: Run, source: str, directory: Path) -> list[Fitted]:
     cluster.make_preference_workers()
     workers = cluster.preference_workers
     with cluster.disks.writing(directory) as target:
-        fitted: list[Fitted] = follow_all(cluster, workers, "fit", run.anchor, source, target)
+        fitted = workers.fit(run.anchor, source, target)
     if settings.keep_models and settings.train == "heads":
         with (
             cluster.disks.writing(directory / "average") as mean,
             cluster.disks.writing(directory / "ensemble") as all_of,
         ):
             heads = _by_member([part.heads for part in fitted], fitted)
-            follow(cluster, workers[:1], "write_heads", run.anchor, heads, mean, all_of)
+            workers.write_heads(run.anchor, heads, mean, all_of)
     elif settings.keep_models:
         members = [str((directory / f"member_{member}").resolve()) for member in range(settings.members)]
         for member in members:
             cluster.disks.share(member)
         with cluster.disks.writing(directory / "average") as mean:
-            follow(cluster, workers[:1], "write_average", members, mean)
-    cluster.end_preference_workers()
+            workers.write_average(members, mean)
+    workers.end()
     return fitted
 
 

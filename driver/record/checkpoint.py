@@ -15,11 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from common.errors import RunError
+
 MANIFEST = "MANIFEST.json"
 STATE = "driver.json"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError):
     """A checkpoint that cannot be used; says which and why."""
 
 

@@ -78,7 +78,7 @@ class DriftWatch:
 
     def _measure(self, number: int, first_slot: int, version: int) -> Numbers:
         if self._settings.signal == "disagreement":
-            found: float | None = self._cluster.call(self._cluster.adapters[0], "disagreement", first_slot)
+            found = self._cluster.adapters.disagreement(first_slot)
             return () if found is None else (found,)
         groups = [group for group in _newest(self._queue, first_slot) if group.rm_version == version]
         if self._settings.signal == "variance":
@@ -91,7 +91,7 @@ class DriftWatch:
         if self._settings.signal == "gap":
             items = [item for pair in pairs for item in pair.items]
             return drift.levels([reward for both in of_pairs for reward in both], self._golds(items))
-        preferred = LabelBook(self._labels).buy(pairs, judge_of(self._config, self._cluster), number)
+        preferred = LabelBook(self._labels).buy(pairs, judge_of(self._config, self._cluster.judges), number)
         return drift.accuracy(of_pairs, [preferred[pair.key] for pair in pairs])
 
     def _golds(self, items: Sequence[JudgeItem]) -> list[float]:

@@ -53,7 +53,7 @@ class Labelling:
     def of_round(self, moment: int, first_slot: int) -> RoundLabels | None:
         """The labels of the pairs that are proposed now, or of those that have waited for people; None where these have not
         answered yet. `moment` is a number that grows from round to round."""
-        self._fresh = self._cluster.call(self._cluster.adapters[0], "propose", moment, first_slot)
+        self._fresh = self._cluster.adapters.propose(moment, first_slot)
         items = self._fresh.items
         if self._config.judge.compares != "file":
             return self._labels(moment, self._fresh, self._buy(items, moment), self._numbers(items))
@@ -95,7 +95,7 @@ class Labelling:
         return RoundLabels(proposal, tuple(label.item for label in earlier), preferences, numbers)
 
     def _buy(self, items: Sequence[PairItem], moment: int) -> dict[str, Preference]:
-        return self._book().buy(items, judge_of(self._config, self._cluster), moment)
+        return self._book().buy(items, judge_of(self._config, self._cluster.judges), moment)
 
     def _numbers(self, items: Sequence[PairItem]) -> dict[str, float | None]:
         """judge_numbers, where the judge is one that has any; the share is also shown."""

@@ -20,9 +20,7 @@ from pathlib import Path
 from common.config.config import Config
 from common.data.label_sources import LabelFiles
 from common.queue.address import QueueAddress
-from common.types import FloatArray
 from driver.cluster.cluster import Cluster
-from driver.cluster.long_calls import follow
 from driver.record.checkpoint import commit, write_whole
 from driver.record.progress import say
 from driver.rounds.labelling import Labelling
@@ -63,26 +61,27 @@ class RewardModels:
         """Puts a version in place in every rewarder, between groups; "" is the first one."""
         self.adapted = adapted
         self._cluster.disks.share(self.served)
-        answers = self._cluster.call_all(self._cluster.rewarders, "load", self.served, self._revision())
-        self.version = int(answers[0])
+        self.version = self._cluster.rewarders.load(self.served, self._revision())
 
     def switch(self, adapted: str) -> None:
         """Puts a version and references under it in place while no group is scored: one that is being scored is finished by
         the version before, one that waits is scored by this one. After an error scoring stays paused, and the run ends."""
         self._cluster.disks.share(served_model(self._run, self._first, adapted))  # before the pause: this may take long
-        self._cluster.call_all(self._cluster.rewarders, "pause")
+        self._cluster.rewarders.pause()
         self.load(adapted)
         self.on_switch()
-        self._cluster.call_all(self._cluster.rewarders, "resume")
+        self._cluster.rewarders.resume()
 
     def connect(self, address: QueueAddress, files: LabelFiles) -> None:
         """Gives the adapter, if there is one, the scored stream and the original data."""
         self._files = files
-        sources = (*files.all(), self._config.adaptation.ensemble)
-        for source in sources if self._cluster.adapters else ():
+        adapters = self._cluster.adapters
+        if not adapters:
+            return
+        for source in (*files.all(), self._config.adaptation.ensemble):
             self._cluster.disks.share(source)
-        self._cluster.call_all(self._cluster.adapters, "set_original", files)
-        self._cluster.call_all(self._cluster.adapters[:1], "connect", address)
+        adapters.set_original(files)
+        adapters.connect(address)
 
     def round(self, number: int, first_slot: int) -> dict[str, float | None]:
         """One round, the run's `number`th from 0, on the samples since first_slot; the names of the step line. Nothing where
@@ -99,7 +98,7 @@ class RewardModels:
         shutil.rmtree(aside, ignore_errors=True)
         with self._cluster.disks.writing(aside) as target:
             versions = Versions(self.served, self._revision(), self.version + 1, target)
-            decision = labels.counted(follow(self._cluster, adapters, "fit", chosen, versions))
+            decision = labels.counted(adapters.fit(chosen, versions))
         self._keep(decision, number, aside)
         self._labelling.settle(number)
         return _metrics(decision)
@@ -109,7 +108,8 @@ class RewardModels:
         if self._config.adaptation.method != "ocrm":
             return None
         ocrm = self._config.adaptation.ocrm
-        ratios: FloatArray = self._cluster.call_all(self._cluster.learners, "pair_log_ratios", self._files.pairs)[0]
+        assert self._files.pairs is not None, "the preflight asks for pairs"
+        ratios = self._cluster.learners.pair_log_ratios(self._files.pairs)
         return pair_weights(ratios, ocrm.strength, ocrm.mixture).tolist()
 
     def _keep(self, decision: Decision, number: int, aside: Path) -> None:

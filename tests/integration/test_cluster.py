@@ -16,11 +16,13 @@ from common.config.file import BASE, load_config
 from common.judge import pair_item
 from common.metrics import step_names
 from common.types import Message
-from driver.cluster.cluster import NAMESPACE, Cluster, RoleError
+from driver.cluster.calls import Group, Place, RoleError, Roles, store
+from driver.cluster.cluster import NAMESPACE, Cluster
 from driver.judges.judges import model_judge
 from driver.judges.label_book import LabelBook
 from driver.record.gauges import Gauges
 from driver.record.series import Series, series_of
+from tests.integration.clerk import Clerk
 from tests.scrape import scrape, scrape_until
 from tests.unit.adaptation import preference, served_and_judge
 
@@ -73,12 +75,38 @@ def test_a_group_of_judges_compares_pairs(cluster: Cluster, tmp_path: Path) -> N
     judged = make("judged", f"judge.model={tmp_path}/judge", "judge.num=2", "rewarder.dtype=float32")
     judged.make_judges()
     items = [pair_item((Message("user", f"w{n}"),), {}, f"w{n + 1} w2", f"w{n + 2} w1") for n in range(20)]
-    bought = LabelBook(tmp_path / "labels.jsonl").buy(items, model_judge(judged))
+    bought = LabelBook(tmp_path / "labels.jsonl").buy(items, model_judge(judged.judges))
     assert bought == {item.key: preference(model, tokenizer, item) for item in items}
     alive: list[Any] = list_named_actors(all_namespaces=True)
     assert {"judged/judge-0", "judged/judge-1"} <= {actor["name"] for actor in alive}
-    for role in judged.judges:
-        ray.kill(role)
+    judged.judges.end()
+
+
+@pytest.fixture
+def clerks(cluster: Cluster) -> Iterator[Group[Clerk]]:
+    roles = Roles("office", 300.0, reserves_cpus=False)
+    group = Group(roles, [roles.make(Clerk, f"clerk-{n}", Place(0, 0), f"c{n}") for n in range(2)])
+    yield group
+    group.end()
+
+
+def test_calls_by_the_methods_of_a_class(clerks: Group[Clerk]) -> None:
+    assert clerks.all(Clerk.answer, "x", times=2) == ["c0: xx", "c1: xx"]
+    assert clerks.first(Clerk.answer, "x") == "c0: x" and clerks.only([1]).first(Clerk.answer, "y") == "c1: y"
+    assert clerks.deal(Clerk.answer, [("a", 1), ("b", 2), ("c", 1)]) == ["c0: a", "c1: bb", "c0: c"]
+    assert clerks.all(Clerk.total, store([1, 2, 3]).argument) == [6, 6]
+    pending = clerks.begin(Clerk.sleep, 0.5)
+    assert not clerks.have_answered(pending, 0.01) and clerks.answers(pending) == [None, None]
+    assert clerks.have_answered(pending, 0.01)
+
+
+def test_an_error_names_the_role_what_it_was_asked_and_the_real_limit(clerks: Group[Clerk]) -> None:
+    with pytest.raises(RoleError, match=r"^clerk-0, clerk-1 did not answer sleep within 0\.2 s; logs are in session"):
+        clerks.within(0.2).all(Clerk.sleep, 1.0)
+    with pytest.raises(RoleError, match=r"^clerk-0 failed in fail: .*the reason$"):
+        clerks.first(Clerk.fail)
+    with pytest.raises(RoleError, match=r"^clerk-1 died during die; .*\. Dead: clerk-1$"):
+        clerks.only([1]).all(Clerk.die)
 
 
 def test_roles_are_named_by_their_run_and_two_runs_of_a_name_do_not_mix(cluster: Cluster) -> None:

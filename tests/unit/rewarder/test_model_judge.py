@@ -15,12 +15,14 @@ from transformers import AutoTokenizer
 from common.config.file import BASE, load_config
 from common.judge import TOO_LONG, PairItem, Verdict, pair_item
 from common.types import Message
+from driver.cluster.doors import Judges
 from driver.judges.judges import model_judge
 from driver.judges.label_book import LabelBook
 from rewarder.bradley_terry import load_classifier
 from rewarder.judge import RewardJudge
 from rewarder.layout import CheckpointError
 from tests.unit.adaptation import preference, sentence, served_and_judge
+from tests.unit.driver.fake_groups import group_of
 
 REWARDER = replace(load_config(BASE, ["aggregation.kind=final_score"]).rewarder, dtype="float32", max_tokens=64)
 
@@ -85,43 +87,44 @@ def test_a_policy_is_no_judge(models: Path) -> None:
         loaded(models / "policy")
 
 
-class Group:
-    """A cluster of judges that prefer the first response; the second call to the judge named `dies` is its last."""
+class FakeJudges(Judges):
+    """Judges that prefer the first response; the second call to the judge of number `dies` is its last."""
 
-    def __init__(self, *judges: str, dies: str = ""):
-        self.judges, self.calls, self._dies = list(judges), [], dies
+    def __init__(self, count: int, dies: int | None = None):
+        super().__init__(group_of(count))
+        self.calls, self._dies = list[tuple[int, int]](), dies
 
-    def scatter(self, roles: list[str], method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        assert method == "compare" and len(arguments) <= len(roles)  # nobody is asked while it still answers
-        for role, (items,) in zip(roles, arguments, strict=False):
-            if role == self._dies and any(role == before for before, _ in self.calls):
+    def compare(self, parts: Sequence[Sequence[PairItem]]) -> list[list[Verdict]]:
+        assert len(parts) <= len(self)  # nobody is asked while it still answers
+        for judge, items in enumerate(parts):
+            if judge == self._dies and any(judge == before for before, _ in self.calls):
                 raise RuntimeError("judge died")
-            self.calls.append((role, len(items)))
-        return [[Verdict("first") for _ in items] for (items,) in arguments]
+            self.calls.append((judge, len(items)))
+        return [[Verdict("first") for _ in items] for items in parts]
 
 
 @pytest.mark.parametrize(
     ("count", "judges", "calls"),
     [
-        (3, ("a",), [("a", 3)]),
-        (3, ("a", "b"), [("a", 2), ("b", 1)]),
-        (40, ("a", "b"), [("a", 16), ("b", 16), ("a", 8)]),
-        (1, ("a", "b", "c"), [("a", 1)]),
+        (3, 1, [(0, 3)]),
+        (3, 2, [(0, 2), (1, 1)]),
+        (40, 2, [(0, 16), (1, 16), (0, 8)]),
+        (1, 3, [(0, 1)]),
     ],
 )
 def test_the_pairs_are_dealt_over_the_group(
-    tmp_path: Path, count: int, judges: tuple[str, ...], calls: list[tuple[str, int]]
+    tmp_path: Path, count: int, judges: int, calls: list[tuple[int, int]]
 ) -> None:
-    group, items = Group(*judges), pairs(count)
-    bought = LabelBook(tmp_path / "labels.jsonl").buy(items, model_judge(group))  # type: ignore[arg-type]
+    group, items = FakeJudges(judges), pairs(count)
+    bought = LabelBook(tmp_path / "labels.jsonl").buy(items, model_judge(group))
     assert group.calls == calls and list(bought) == [item.key for item in items]
 
 
 def test_a_judge_that_dies_loses_no_answer_that_came(tmp_path: Path) -> None:
     path, items = tmp_path / "labels.jsonl", pairs(40)
     with pytest.raises(RuntimeError, match="judge died"):
-        LabelBook(path).buy(items, model_judge(Group("a", "b", dies="a")))  # type: ignore[arg-type]
+        LabelBook(path).buy(items, model_judge(FakeJudges(2, dies=0)))
     assert len(LabelBook(path)) == 32
-    group = Group("a", "b")
-    LabelBook(path).buy(items, model_judge(group))  # type: ignore[arg-type]
+    group = FakeJudges(2)
+    LabelBook(path).buy(items, model_judge(group))
     assert sum(count for _, count in group.calls) == 8

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from common.config.file import BASE, load_config
+from common.data.label_sources import LabelFiles
 from driver.cluster import disks
+from driver.cluster.cluster import Cluster
 from driver.cluster.disks import DiskError, Disks
+from driver.cluster.doors import Learners
 from driver.cluster.node_disk import Manifest, NodeDisk
 from driver.cluster.run import Run
 from driver.stages import run_reward_model
+from tests.unit.driver.fake_groups import group_of
 
 
 class OtherDisk(NodeDisk):
@@ -45,10 +48,6 @@ class OtherDisk(NodeDisk):
         super().rename(str(self.at(path)), str(self.at(target)))
 
 
-def call(node: NodeDisk, method: str, *arguments: Any) -> Any:
-    return getattr(node, method)(*arguments)
-
-
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     (tmp_path / "run").mkdir()
@@ -62,7 +61,7 @@ def other(tmp_path: Path) -> OtherDisk:
 
 @pytest.fixture
 def pair(run_dir: Path, other: OtherDisk) -> Disks:
-    return Disks(run_dir, {"near": NodeDisk(), "far": other}, call)
+    return Disks(run_dir, {"near": NodeDisk(), "far": other})
 
 
 def write(directory: Path, **files: str) -> Path:
@@ -136,28 +135,19 @@ def test_a_file_that_does_not_come_whole_is_named(pair: Disks, run_dir: Path, ot
         write(other.at(path), rank_1="one")
 
 
-class FarLearner:
-    """A cluster whose one learner is on a node with a disk of its own; stage reward_model there is two small files."""
+class FarLearner(Learners):
+    """A learner on a node with a disk of its own; stage reward_model there is two small files."""
 
-    def __init__(self, disks: Disks, other: OtherDisk):
-        self.disks, self.learners, self._other = disks, ["learner-0"], other
+    def __init__(self, other: OtherDisk):
+        super().__init__(group_of(1))
+        self._other = other
 
-    def call(self, *_: object) -> None: ...
-
-    def submit(self, _roles: object, method: str, policy: str, *arguments: str | None) -> str:
-        *_, target, baseline = arguments
-        assert method == "reward_model" and target is not None
-        for place, name in ((target, "report.json"), (baseline, "config.json")):
+    def reward_model(self, policy: str, files: LabelFiles, directory: str, baseline: str | None) -> dict[str, float]:
+        for place, name in ((directory, "report.json"), (baseline, "config.json")):
             if place is not None:
                 write(self._other.at(place), **{name: '{"calibration_warnings": []}'})
-        return "pending"
-
-    def poll(self, *_: object) -> bool:
-        return True
-
-    def collect(self, *_: object) -> list[dict[str, float]]:
         ends = {f"rm/pair_accuracy{end}": 0.5 for end in ("", "_low", "_high", "_uniform_gate", "_length")}
-        return [ends | {"rm/held_out_pairs": 9.0}]
+        return ends | {"rm/held_out_pairs": 9.0}
 
 
 @pytest.mark.parametrize("asked", [True, False])
@@ -171,15 +161,17 @@ def test_a_baseline_made_on_a_far_node_comes_beside_version_0(
         "run.name=run",
     ]
     given = [*settings, f"run.dir={tmp_path}", f"learner.reward_model.baseline={asked}", "stages=[reward_model]"]
-    cluster: Any = FarLearner(pair, other)
-    run_reward_model(Run(load_config(BASE, given), cluster, run_dir, None, ExitStack()))
+    config = load_config(BASE, given)
+    cluster = Cluster(config)
+    cluster.disks, cluster.learners = pair, FarLearner(other)
+    run_reward_model(Run(config, cluster, run_dir, None, ExitStack()))
     found = {str(file.relative_to(run_dir)) for file in (run_dir / "rm").rglob("*") if file.is_file()}
     assert found == {"rm/version_0/report.json"} | ({"rm/baseline/config.json"} if asked else set())
     assert not any(other.at(run_dir / "rm").rglob("*.json")), "nothing stays on the far node"
 
 
 def test_on_one_machine_nothing_happens(run_dir: Path) -> None:
-    alone = Disks(run_dir, {}, call)
+    alone = Disks(run_dir, {})
     alone.share(run_dir)
     with alone.writing(run_dir / "step") as path:
         assert path == str((run_dir / "step").resolve())

@@ -14,7 +14,8 @@ import pytest
 from common.config.file import BASE, load_config
 from common.judge import ORDERS, TOO_LONG, UNREADABLE, Labels, PairItem, Preference, pair_item
 from common.types import Message
-from driver.cluster.disks import Disks
+from driver.cluster.cluster import Cluster
+from driver.cluster.doors import Adapters, Rewarders
 from driver.judges.label_book import LabelBook, LabelError, one_by_one, question
 from driver.judges.people import read_answers, write_questions
 from driver.rounds.labelling import RoundLabels, answered, enough, judge_numbers
@@ -22,7 +23,8 @@ from driver.rounds.pending import Pending, PendingProposals
 from driver.rounds.reward_models import RewardModels
 from learner.adaptation.candidates import Proposal
 from learner.adaptation.evidence import Decision
-from learner.ranks.progress import NOTHING
+from learner.adaptation.worker import Round, Versions
+from tests.unit.driver.fake_groups import group_of
 
 
 def pair(text: str) -> PairItem:
@@ -35,39 +37,41 @@ def proposed(moment: int) -> Proposal:
     return Proposal(items[:2], items[2:], moment)
 
 
-class Roles:
-    """A cluster of one rewarder and an adapter that accepts whatever it is given to fit."""
+class LoadingRewarders(Rewarders):
+    """One rewarder, which tells the number at the end of the directory."""
+
+    def load(self, directory: str, revision: str | None) -> int:
+        return int(Path(directory).name.removeprefix("version_") or 0)
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+
+class Roles(Adapters):
+    """An adapter that accepts whatever it is given to fit, beside one rewarder."""
 
     def __init__(self) -> None:
-        self.rewarders, self.adapters = ["rewarder"], ["adapter"]
+        super().__init__(group_of(1))
+        self.rewarders = LoadingRewarders(group_of(1))
         self.fitted, self.preferences = list[Proposal](), list[dict[str, Preference]]()
-        self.disks = Disks(Path(), {}, lambda *_: None)
 
-    def call(self, role: str, method: str, *arguments: Any) -> object:
-        return proposed(arguments[0]) if method == "propose" else NOTHING
+    def propose(self, number: int, first_slot: int) -> Proposal:
+        return proposed(number)
 
-    def call_all(self, roles: list[str], method: str, *arguments: Any) -> list[object]:
-        return [int(Path(arguments[0]).name.removeprefix("version_") or 0)] if method == "load" else [None]
-
-    def submit(self, roles: list[str], method: str, *arguments: Any) -> list[object]:
-        assert method == "fit"
-        chosen, versions = arguments
+    def fit(self, chosen: Round, versions: Versions) -> Decision:
         self.fitted.append(chosen.proposal)
         self.preferences.append(dict(chosen.preferences))
         Path(versions.directory).mkdir(parents=True)
-        return [Decision(True, "better", {"p_value": 0.01})]
-
-    def poll(self, *_: object) -> bool:
-        return True
-
-    def collect(self, roles: list[str], pending: list[object], method: str) -> list[object]:
-        return pending
+        return Decision(True, "better", {"p_value": 0.01})
 
 
 def models(run: Path, roles: Roles, *overrides: str) -> RewardModels:
     settings = ["aggregation.kind=final_score", "adaptation.when=iteration", "adaptation.min_pairs=2"]
     config = load_config(BASE, [*settings, f"judge.file={run}/answers.jsonl", "iteration.num=5", *overrides])
-    return RewardModels(config, roles, run, "version_")  # type: ignore[arg-type]
+    cluster = Cluster(config)
+    cluster.rewarders, cluster.adapters = roles.rewarders, roles
+    return RewardModels(config, cluster, run, "version_")
 
 
 def questions(run: Path) -> list[dict[str, Any]]:

@@ -5,70 +5,84 @@ The roles are fakes that answer the publisher's calls; the real ones are in test
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from common.types import Message, Prompt
-from driver.cluster.cluster import RoleError
+from common.types import FloatArray, IntArray, Message, Prompt
+from driver.cluster.calls import RoleError, Stored
+from driver.cluster.doors import Actors, Learners
 from driver.loop.publish import Publisher, probe_tokens
+from tests.unit.driver.fake_groups import group_of
 
 WANT = np.array([-1.0, -2.0], dtype=np.float32)
 
 
-class Roles:
-    """A cluster of one learner and two engines; `answers` are the engines' probes, one pair per round of probing."""
+class OneLearner(Learners):
+    """One learner, whose probe answers WANT."""
+
+    def __init__(self) -> None:
+        super().__init__(group_of(1))
+
+    def weights(self) -> tuple[list[bytes], list[str]]:
+        return [b"shard"], ["name"]
+
+    def probe(self, token_ids: IntArray, anchor: bool) -> FloatArray:
+        return WANT
+
+
+class TwoEngines(Actors):
+    """Two engines; `answers` are how far their probes are from WANT, one pair for each time that they are probed."""
 
     def __init__(self, *answers: tuple[float, float]):
-        self.learners, self.actors = ["learner"], ["a0", "a1"]
-        self.answers, self.calls = list(answers), []
+        super().__init__(group_of(2))
+        self.answers, self.loaded, self.served = list(answers), list[list[int]](), list[int]()
 
-    def put(self, value: object) -> object:
-        return value
+    def store(self, shards: list[bytes]) -> Stored[list[bytes]]:
+        return Stored(shards)
 
-    def call_all(self, roles: list[str], method: str, *arguments: object) -> list[object]:
-        self.calls.append((method, tuple(roles)))
-        if method == "weights":
-            return [([b"shard"], ["name"])]
-        if method == "probe":
-            return [WANT] if roles == self.learners else [WANT + shift for shift in self.answers.pop(0)]
-        return [None for _ in roles]
+    def load_weights(
+        self, version: int, shards: Stored[list[bytes]], names: Sequence[str], only: Iterable[int] | None = None
+    ) -> None:
+        self.loaded.append([0, 1] if only is None else list(only))
+
+    def probe(self, token_ids: IntArray) -> list[FloatArray]:
+        return [WANT + np.float32(shift) for shift in self.answers.pop(0)]
+
+    def serve(self, version: int) -> None:
+        self.served.append(version)
 
 
-def publisher(roles: Roles) -> Publisher:
+def publisher(engines: TwoEngines) -> Publisher:
     prompts = [Prompt("p", (Message("user", "x"),), np.arange(3, dtype=np.int32), {})]
-    return Publisher(roles, Path("nowhere"), prompts, 1e-4)  # type: ignore[arg-type]
-
-
-def methods(roles: Roles) -> list[str]:
-    return [method for method, _ in roles.calls]
+    return Publisher(OneLearner(), engines, Path("nowhere"), prompts, 1e-4)
 
 
 def test_a_good_update_is_served() -> None:
-    roles = Roles((0.0, 5e-5))
-    assert publisher(roles).policy(1).max_logprob_diff == pytest.approx(5e-5, rel=0.01)
-    assert methods(roles)[-1] == "serve"
+    engines = TwoEngines((0.0, 5e-5))
+    assert publisher(engines).policy(1).max_logprob_diff == pytest.approx(5e-5, rel=0.01)
+    assert engines.served == [1]
 
 
 def test_a_torn_engine_alone_is_loaded_once_more() -> None:
-    roles = Roles((0.0, 0.7), (0.0, 0.0))
-    publisher(roles).policy(1)
-    assert [call for call in roles.calls if call[0] == "load_weights"][1:] == [("load_weights", ("a1",))]
-    assert methods(roles)[-1] == "serve"
+    engines = TwoEngines((0.0, 0.7), (0.0, 0.0))
+    publisher(engines).policy(1)
+    assert engines.loaded == [[0, 1], [1]] and engines.served == [1]
 
 
 @pytest.mark.parametrize("shift", [0.7, float("nan")])
 def test_an_engine_that_stays_torn_stops_the_run_and_never_serves(shift: float) -> None:
-    roles = Roles((0.0, shift), (0.0, shift))
+    engines = TwoEngines((0.0, shift), (0.0, shift))
     with pytest.raises(RoleError, match="actor-1 holds other weights than version 1"):
-        publisher(roles).policy(1)
-    assert "serve" not in methods(roles)
+        publisher(engines).policy(1)
+    assert engines.served == []
 
 
 def test_step_size_says_how_far_the_probe_moved() -> None:
-    roles = Roles((0.0, 0.0), (0.0, 0.0))
-    publishing = publisher(roles)
+    engines = TwoEngines((0.0, 0.0), (0.0, 0.0))
+    publishing = publisher(engines)
     assert publishing.policy(1).step_size is None
     assert publishing.policy(2).step_size == 0.0
 

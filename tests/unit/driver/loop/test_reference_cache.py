@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from common.config.config import Config
 from common.config.file import BASE, load_config
-from common.types import Message, Prompt, Rollout
+from common.types import FloatArray, Message, Prompt, Rollout
+from driver.cluster.doors import Actors, Rewarders
+from driver.loop.publish import Published, Publisher
 from driver.loop.reference_pass import NO_REFERENCES, ReferencePass
 from driver.loop.references import (
     References,
@@ -25,7 +26,8 @@ from driver.loop.references import (
     values_key,
 )
 from rewarder.references import reference_value
-from rewarder.worker import ScoredReference
+from rewarder.worker import ReferenceSamples, ScoredReference
+from tests.unit.driver.fake_groups import group_of
 
 GROUPED = ("rewarder.objectives=[a, b]", "aggregation.groups={q: [a], s: [b]}")
 
@@ -105,67 +107,86 @@ def test_samples_are_found_again_whatever_scores_them(tmp_path: Path) -> None:
     assert len(set(keys)) == len(keys)
 
 
-class Roles:
-    """Two engines that answer with the prompt's name and a line end that JSON keeps, and a rewarder whose scores are the
-    length of the response times the number of the model that it was told."""
+class TwoEngines(Actors):
+    """Two engines that answer with the prompt's name and a line end that JSON keeps."""
 
     def __init__(self) -> None:
-        self.actors, self.rewarders, self.model, self.sampled, self.set = ["a", "b"], ["r"], 1, [], []
+        super().__init__(group_of(2))
+        self.sampled = list[str]()
 
-    def anchor(self) -> None:
-        self.sampled.append("anchor")
-
-    def scatter(self, roles: list[str], method: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
-        if method == "sample":
-            self.sampled += [prompt.prompt_id for part, *_ in arguments for prompt in part]
-            return [[self._sample(prompt, count) for prompt in part] for part, count, *_ in arguments]
-        assert method == "score_references"
-        return [{sample.prompt_id: self._score(sample.responses) for sample in part} for (part,) in arguments]
+    def sample(self, parts: Sequence[tuple[Sequence[Prompt], int, Sequence[int], str]]) -> list[list[list[Rollout]]]:
+        self.sampled += [prompt.prompt_id for part, *_ in parts for prompt in part]
+        return [[self._sample(prompt, count) for prompt in part] for part, count, *_ in parts]
 
     def _sample(self, prompt: Prompt, count: int) -> list[Rollout]:
         texts = [f"{prompt.prompt_id}\u2028\n" + "x" * k for k in range(count)]
         one, nothing = np.ones(1, np.int32), np.zeros(1, np.float32)
         return [Rollout(text, one, nothing, "stop", ((0, 0),)) for text in texts]
 
+
+class OneRewarder(Rewarders):
+    """A rewarder whose scores are the length of the response times the number of the model that it was told."""
+
+    def __init__(self) -> None:
+        super().__init__(group_of(1))
+        self.model, self.references = 1, list[tuple[dict[str, FloatArray], str]]()
+
+    def score_references(self, parts: Sequence[Sequence[ReferenceSamples]]) -> list[dict[str, ScoredReference]]:
+        return [{sample.prompt_id: self._score(sample.responses) for sample in part} for part in parts]
+
     def _score(self, responses: Sequence[str]) -> ScoredReference:
         scores = self.model * np.array([[len(text), 1.0] for text in responses], np.float32)
         return ScoredReference(scores.mean(0), scores - scores.mean(0))
 
-    def call_all(self, roles: list[str], method: str, *arguments: Any) -> None:
-        assert method == "set_references"
-        self.set.append(arguments)
+    def set_references(self, references: dict[str, FloatArray], version: str) -> None:
+        self.references.append((references, version))
+
+
+class AnchorAlone(Publisher):
+    """Says that the anchor was loaded, in the list of what the engines did."""
+
+    def __init__(self, engines: TwoEngines):
+        self._engines = engines
+
+    def anchor(self) -> Published:
+        self._engines.sampled.append("anchor")
+        return Published(0.0, None)
+
+
+def reference_pass(
+    settings: Config, engines: TwoEngines, rewarder: OneRewarder, run: Path, anchor: str
+) -> ReferencePass:
+    return ReferencePass(settings, engines, rewarder, AnchorAlone(engines), run, anchor)
 
 
 def test_another_version_scores_the_same_samples_again_and_samples_nothing(tmp_path: Path) -> None:
-    roles, anchor, part = Roles(), model(tmp_path / "anchor"), shard("p", "q")
+    engines, rewarder, anchor, part = TwoEngines(), OneRewarder(), model(tmp_path / "anchor"), shard("p", "q")
     first, second = (model(tmp_path / name, weights=name) for name in ("rm1", "rm2"))
-    cluster: Any = roles
-    references = ReferencePass(config(), cluster, cluster, tmp_path, anchor)
+    references = reference_pass(config(), engines, rewarder, tmp_path, anchor)
     references.begin(part, first)
-    assert roles.sampled == ["anchor", "p", "q"] and references.coverage == {"q": 0.5, "s": 1.0}
-    roles.model = 2
+    assert engines.sampled == ["anchor", "p", "q"] and references.coverage == {"q": 0.5, "s": 1.0}
+    rewarder.model = 2
     references.again(second)
-    assert roles.sampled == ["anchor", "p", "q"], "nothing is sampled again"
-    (one, key), (two, other) = roles.set
+    assert engines.sampled == ["anchor", "p", "q"], "nothing is sampled again"
+    (one, key), (two, other) = rewarder.references
     assert all(np.array_equal(2 * one[name], two[name]) for name in ("p", "q")) and key != other
     kept = load_samples(tmp_path / "references", samples_key(shard_facts(config(), part, anchor)), part)
     assert kept is not None and [s.prompt_id for s in kept] == ["p", "q"] and kept[1].responses[1] == "q\u2028\nx"
-    resumed = ReferencePass(config(), cluster, cluster, tmp_path, anchor)
+    resumed = reference_pass(config(), engines, rewarder, tmp_path, anchor)
     resumed.begin(part, second)
-    assert roles.set[-1][1] == other and roles.sampled == ["anchor", "p", "q"]
+    assert rewarder.references[-1][1] == other and engines.sampled == ["anchor", "p", "q"]
     assert {path.suffix for path in (tmp_path / "references").iterdir()} == {".npz", ".jsonl"}
 
 
 def test_an_aggregation_that_centres_on_nothing_has_no_pass(tmp_path: Path) -> None:
-    roles = Roles()
-    cluster: Any = roles
+    engines, rewarder = TwoEngines(), OneRewarder()
     fixed = load_config(
         BASE, ["aggregation.kind=weighted_sum", "rewarder.objectives=[a]", "aggregation.weights={a: 1}"]
     )
-    references = ReferencePass(fixed, cluster, cluster, tmp_path, model(tmp_path / "anchor"))
+    references = reference_pass(fixed, engines, rewarder, tmp_path, model(tmp_path / "anchor"))
     references.begin(shard("p"), "nowhere")
     references.again("elsewhere")
-    assert roles.set == [({}, NO_REFERENCES)] * 2 and not roles.sampled and references.coverage == {}
+    assert rewarder.references == [({}, NO_REFERENCES)] * 2 and not engines.sampled and references.coverage == {}
 
 
 def test_a_killed_run_finds_its_references_again_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ again. The real roles are in tests/e2e/test_adaptation.py."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,15 @@ from typing import Any
 from common.config.file import BASE, load_config
 from common.judge import JudgeItem, PairItem, pair_item
 from common.types import Message
-from driver.cluster.disks import Disks
+from driver.cluster.cluster import Cluster
+from driver.cluster.doors import Adapters, Rewarders
 from driver.record import checkpoint
 from driver.record.loop_state import LoopState, RoundState, read_loop_state
 from driver.rounds.reward_models import RewardModels, served_model
 from learner.adaptation.candidates import Proposal
 from learner.adaptation.evidence import Decision
-from learner.adaptation.worker import Versions
-from learner.ranks.progress import NOTHING
+from learner.adaptation.worker import Round, Versions
+from tests.unit.driver.fake_groups import group_of
 
 ASKED: list[str] = []
 NUMBERS: dict[str, float | None] = {"onpolicy_accuracy": 0.5, "candidate_onpolicy_accuracy": 0.7, "p_value": 0.01}
@@ -30,43 +32,51 @@ def gold(item: JudgeItem) -> dict[str, float]:
     return {"gold": float(len(item.response))}
 
 
-class Roles:
-    """A cluster of one rewarder and, if the reward model is adapted, one adapter that decides as told."""
+class FakeRewarders(Rewarders):
+    """One rewarder, whose versions are counted from `version` on; `verbs` is what it was asked, in order."""
 
-    def __init__(self, *decisions: Decision, version: int = 0):
-        self.rewarders, self.adapters = ["rewarder"], ["adapter"] if decisions else []
-        self.decisions, self.loaded, self.fits, self.verbs = list(decisions), [], list[Versions](), []
-        self._version = version
-        self.disks = Disks(Path(), {}, lambda *_: None)  # of one machine
+    def __init__(self, verbs: list[str], version: int):
+        super().__init__(group_of(1))
+        self.verbs, self.loaded, self._version = verbs, list[tuple[str, str | None]](), version
 
-    def call(self, role: str, method: str, *arguments: Any) -> object:
-        if method == "propose":
-            return Proposal((), tuple(pair(f"prompt {n} of {arguments[0]}") for n in range(3)), 0)
-        return NOTHING if method == "progress" else None
+    def load(self, directory: str, revision: str | None) -> int:
+        self.verbs.append("load")
+        self.loaded.append((directory, revision))
+        name = Path(directory).name
+        return int(name.removeprefix("version_")) if name.startswith("version_") else self._version
 
-    def call_all(self, roles: list[str], method: str, *arguments: Any) -> list[object]:
-        self.verbs.append(method)
-        if method == "load":
-            self.loaded.append(arguments)
-            name = Path(arguments[0]).name
-            return [int(name.removeprefix("version_")) if name.startswith("version_") else self._version]
-        return [None for _ in roles]
+    def pause(self) -> None:
+        self.verbs.append("pause")
 
-    def submit(self, roles: list[str], method: str, *arguments: Any) -> list[object]:
-        assert method == "fit"
-        versions: Versions = arguments[1]
+    def resume(self) -> None:
+        self.verbs.append("resume")
+
+
+class FakeAdapters(Adapters):
+    """One adapter that decides as told, or none where nothing is decided."""
+
+    def __init__(self, decisions: Sequence[Decision]):
+        super().__init__(group_of(1 if decisions else 0))
+        self.decisions, self.fits = list(decisions), list[Versions]()
+
+    def propose(self, number: int, first_slot: int) -> Proposal:
+        return Proposal((), tuple(pair(f"prompt {n} of {number}") for n in range(3)), 0)
+
+    def fit(self, chosen: Round, versions: Versions) -> Decision:
         self.fits.append(versions)
         decision = self.decisions.pop(0)
         if decision.accepted:
             Path(versions.directory).mkdir(parents=True)
             (Path(versions.directory) / "config.json").write_text(f'{{"rm_version": {versions.version}}}')
-        return [decision]
+        return decision
 
-    def poll(self, *_: object) -> bool:
-        return True
 
-    def collect(self, roles: list[str], pending: list[object], method: str) -> list[object]:
-        return pending
+class Roles:
+    """A rewarder and, if the reward model is adapted, an adapter that decides as told."""
+
+    def __init__(self, *decisions: Decision, version: int = 0):
+        self.verbs = list[str]()
+        self.rewarders, self.adapters = FakeRewarders(self.verbs, version), FakeAdapters(decisions)
 
 
 def pair(text: str) -> PairItem:
@@ -76,7 +86,9 @@ def pair(text: str) -> PairItem:
 def models(run: Path, roles: Roles, first: str = "first", *overrides: str) -> RewardModels:
     settings = ["aggregation.kind=final_score", "adaptation.when=iteration", f"judge.function={__name__}:gold"]
     config = load_config(BASE, [*settings, *overrides])
-    made = RewardModels(config, roles, run, first)  # type: ignore[arg-type]
+    cluster = Cluster(config)
+    cluster.rewarders, cluster.adapters = roles.rewarders, roles.adapters
+    made = RewardModels(config, cluster, run, first)
     made.load("")
     return made
 
@@ -95,7 +107,7 @@ def test_an_accepted_candidate_becomes_a_version_and_serves(tmp_path: Path) -> N
     assert record["accepted"] and (record["served_version"], record["candidate_version"]) == (0, 1)
     assert record["adaptation"]["level"] == 0.05 and record["round"] == 1
     assert (rm.adapted, rm.version, rm.served) == ("rm/version_1", 1, str(version.resolve()))
-    assert [arguments[0] for arguments in roles.loaded] == ["first", str(version.resolve())]
+    assert [arguments[0] for arguments in roles.rewarders.loaded] == ["first", str(version.resolve())]
     assert (
         metrics["rm/accepted"] == 1.0 and metrics["rm/onpolicy_accuracy"] == 0.5 and metrics["rm/pair_accuracy"] is None
     )
@@ -118,7 +130,7 @@ def test_a_discarded_candidate_changes_nothing_and_says_why(tmp_path: Path) -> N
     rm = models(tmp_path, roles)
     metrics = rm.round(1, 0)
     assert metrics["rm/accepted"] == 0.0
-    assert (rm.adapted, rm.version, len(roles.loaded)) == ("", 0, 1)
+    assert (rm.adapted, rm.version, len(roles.rewarders.loaded)) == ("", 0, 1)
     assert [file.name for file in (tmp_path / "rm").iterdir()] == ["rejected_round_2.json"]
     assert read(tmp_path / "rm" / "rejected_round_2.json")["reason"] == "not shown to be better"
 
@@ -128,7 +140,7 @@ def test_versions_build_on_one_another(tmp_path: Path) -> None:
     rm = models(tmp_path, roles)
     for iteration in range(3):
         rm.round(iteration, 0)
-    assert [(Path(fit.served).name, fit.version) for fit in roles.fits] == [
+    assert [(Path(fit.served).name, fit.version) for fit in roles.adapters.fits] == [
         ("first", 1),
         ("version_1", 2),
         ("version_1", 2),
@@ -185,7 +197,7 @@ def test_a_resumed_loop_serves_the_version_of_its_checkpoint(tmp_path: Path) -> 
     roles = Roles(NO)
     rm = models(tmp_path, roles)
     rm.load(newer.reward_model)
-    assert roles.loaded[-1][0] == str((tmp_path / "rm" / "version_1").resolve()) and rm.version == 1
+    assert roles.rewarders.loaded[-1][0] == str((tmp_path / "rm" / "version_1").resolve()) and rm.version == 1
 
 
 def test_a_revision_belongs_to_a_hub_id_alone(tmp_path: Path) -> None:
@@ -194,7 +206,7 @@ def test_a_revision_belongs_to_a_hub_id_alone(tmp_path: Path) -> None:
     models(tmp_path, given, str(tmp_path / "given"), "rewarder.revision=abc")
     rm = models(tmp_path, hub, "owner/name", "rewarder.revision=abc")
     rm.round(0, 0)
-    assert [arguments[1] for arguments in (*given.loaded, *hub.loaded)] == [None, "abc", None]
+    assert [arguments[1] for arguments in (*given.rewarders.loaded, *hub.rewarders.loaded)] == [None, "abc", None]
 
 
 def test_a_commit_replaces_what_was_there(tmp_path: Path) -> None:

@@ -1,0 +1,12 @@
+"""Groups of roles that do not exist: what a fake door stands on, without Ray."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from driver.cluster.calls import Group, Member, Roles
+
+
+def group_of(count: int) -> Group[Any]:
+    """A group of this size; calling one of its members fails."""
+    return Group(Roles("fake", 1.0, reserves_cpus=False), [Member(f"fake-{index}", None) for index in range(count)])
