@@ -232,7 +232,7 @@ def _key(run: Run, stage: str) -> dict[str, str]:
     values = {name: attrgetter(name)(run.config) for name in sections}
     key = {name: _hash(json.dumps(value, default=asdict, sort_keys=True).encode()) for name, value in values.items()}
     for name in files:
-        source = getattr(run.config.data, name)
+        source: str | None = attrgetter(name)(run.config.data)
         if source is not None and Path(source).is_file():
             key[f"data.{name}"] = _hash(Path(source).read_bytes())
     return key

@@ -25,7 +25,7 @@ PLANTS = {
     "redis in the metrics": ("common/metrics.py", "redis", "redis only in common.queue"),
     "vllm in a new file": ("actors/x.py", "vllm", "vllm only in actors.engine and actors.extension"),
     "jinja2 beside its home": ("driver/report/sections.py", "jinja2", "jinja2 only in driver.report.html"),
-    "ray in a new room": ("driver/loop/x.py", "ray", "ray only in driver.cluster.cluster and driver.record.gauges"),
+    "ray in a new room": ("driver/loop/x.py", "ray", "ray only in driver.cluster and driver.record.gauges"),
 }
 ROLES = ("actors", "learner", "rewarder")
 FRAMEWORKS = ("ray", "redis", "vllm", "deepspeed", "transformers")
