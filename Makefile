@@ -1,5 +1,7 @@
 # make quickstart [SEED=n]   the whole loop in the sandbox (minutes, 2 cores); again: goes on where it stopped
-# make test                  every test: unit, integration, e2e, chaos
+# make test                  the tests that every change must pass: all kinds, real parts (ten minutes, 2 cores)
+# make test-all              these and the slow ones: every test but the long chaos runs (within the hour; docs/testing.md)
+# make chaos                 kills at random, real Redis
 # make check                 format, lint, types, import rules, unit tests (under three minutes)
 # make benchmarks           what scoring and closed-form heads cost (a quarter of an hour on an idle machine)
 # make sandbox-check         is the sandbox a fit instrument? (half an hour; units that have their row are skipped)
@@ -16,11 +18,13 @@ RUN := $(if $(filter 0,$(SEED)),quickstart,quickstart-seed$(SEED))
 # One thread per process: two OpenMP pools on two cores are many times slower (docs/quickstart.md).
 export OMP_NUM_THREADS := 1
 export DS_BUILD_OPS := 0
-# Files of tests side by side; what starts whole runs has the machine to itself.
+# Files of tests side by side, those that take longest first (tests/conftest.py).
 JOBS ?= 2
 PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# Which tests of a directory: `make integration TIER=` runs the slow ones too.
+TIER ?= -m "not slow"
 
-.PHONY: setup setup-gpu quickstart sandbox-check study studies benchmarks test check lint unit integration e2e chaos lock clean
+.PHONY: setup setup-gpu quickstart sandbox-check study studies benchmarks test test-all check lint unit integration e2e chaos lock clean
 
 setup: .venv/cpu.done
 
@@ -62,8 +66,12 @@ benchmarks: setup
 	$(BIN)/python -m benchmarks.ridge
 
 test: setup
-	$(BIN)/python -m pytest $(PARALLEL) tests/integration tests/unit
-	$(BIN)/python -m pytest tests/e2e tests/chaos
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" tests
+
+# What starts whole runs has the machine to itself here.
+test-all: test
+	$(BIN)/python -m pytest $(PARALLEL) -m slow tests/integration tests/unit
+	$(BIN)/python -m pytest -m slow tests/e2e
 
 check: setup lint unit
 
@@ -73,10 +81,10 @@ lint: setup
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
-unit integration: setup
-	$(BIN)/python -m pytest $(PARALLEL) tests/$@
+unit integration e2e: setup
+	$(BIN)/python -m pytest $(PARALLEL) $(TIER) tests/$@
 
-e2e chaos: setup
+chaos: setup
 	$(BIN)/python -m pytest tests/$@
 
 lock:

@@ -9,6 +9,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,18 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 SEED = int(os.environ.get("TEST_SEED", "0"))
+TESTS = Path(__file__).parent
+# Files are given out in this order: a long one that starts last keeps one process busy while the others have nothing to do.
+# test_run.py makes the run that other files of tests/e2e start from.
+LONGEST_FIRST = ("e2e/test_run.py", "integration", "e2e", "chaos", "unit")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _place(item.path.relative_to(TESTS).as_posix()))
+
+
+def _place(file: str) -> int:
+    return next(place for place, prefix in enumerate(LONGEST_FIRST) if file.startswith(prefix))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -28,7 +28,7 @@ def _series(sample: Sample) -> Series:
 
 
 def scrape_until(
-    url: str, run: str, good: Callable[[dict[Series, float]], bool], timeout_s: float = 60
+    url: str, run: str, good: Callable[[dict[Series, float]], bool], timeout_s: float = 240
 ) -> dict[Series, float]:
     """Scrapes until what comes is good; Ray sends metrics every 10 s."""
     deadline = time.monotonic() + timeout_s

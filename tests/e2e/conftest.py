@@ -1,82 +1,60 @@
-"""Runs the real command, `python launch.py`, as a user would, and finds what a run left behind."""
+"""What tests of the whole command share: the sandbox, a directory for runs, and one complete run that others start from."""
 
 from __future__ import annotations
 
-import os
-import signal
+import fcntl
 import subprocess
 import sys
-import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
-MARK = "ITER_RLHF_TEST_RUN"
+from tests.launched import ROOT, Launched
 
+# Rounds of the reward model that always accept, because their test is switched off. Checkpoints are written at the ends of
+# iterations alone: a round sees only what the oldest checkpoint may still need.
+ADAPTS = (
+    "adaptation.when=iteration",
+    "adaptation.fit_pairs=6",
+    "adaptation.evidence_pairs=6",
+    "adaptation.steps=10",
+    "checkpoint.every_steps=100",
+)
+OPEN = (*ADAPTS, "adaptation.min_pairs=1", "adaptation.level=1", "adaptation.guard_accuracy=1")
+FIRST = (*OPEN, "iteration.num=2")
 
-class Launched:
-    """A running command; every process that it starts inherits its mark."""
-
-    def __init__(self, directory: Path, data: Path, *arguments: str, config: str = "tests/e2e/tiny.yaml"):
-        self.mark = uuid.uuid4().hex
-        self.log = directory / f"launch-{self.mark[:8]}.log"
-        environment = {**os.environ, MARK: self.mark, "TINY_DATA": str(data), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "launch.py", "--config", config, f"run.dir={directory}", *arguments]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
-
-    def wait(self, timeout_s: float = 300) -> int:
-        return self.process.wait(timeout_s)
-
-    def wait_for(self, text: str, timeout_s: float = 240) -> None:
-        """Until the output has `text`."""
-        deadline = time.monotonic() + timeout_s
-        while text not in self.log.read_text():
-            assert self.process.poll() is None, f"ended before {text!r}:\n{self.log.read_text()[-3000:]}"
-            assert time.monotonic() < deadline, f"no {text!r} within {timeout_s} s:\n{self.log.read_text()[-3000:]}"
-            time.sleep(0.1)
-
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        self.process.send_signal(number)
-        self.process.wait(60)
-
-    def alive(self) -> list[str]:
-        """Command lines of processes of this run that are still alive."""
-        return [_describe(process) for process in psutil.process_iter() if _environ(process).get(MARK) == self.mark]
-
-    def assert_gone(self, within_s: float = 120) -> None:
-        """Fails, naming them, if processes of the run outlive it by more than within_s."""
-        deadline = time.monotonic() + within_s
-        while (left := self.alive()) and time.monotonic() < deadline:
-            time.sleep(0.5)
-        assert left == []
-
-
-def _environ(process: psutil.Process) -> dict[str, str]:
-    try:
-        return {} if process.status() == psutil.STATUS_ZOMBIE else process.environ()
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return {}
-
-
-def _describe(process: psutil.Process) -> str:
-    try:
-        return f"{process.pid} {' '.join(process.cmdline())[:120]}"
-    except psutil.NoSuchProcess:
-        return f"{process.pid} (gone)"
+Launch = Callable[..., Launched]
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("sandbox")
-    subprocess.run(
-        [sys.executable, "-m", "examples.sandbox", "--out", str(directory), "--seed", "0"], cwd=ROOT, check=True
-    )
-    return directory
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A directory that all test processes of this session share."""
+    own = tmp_path_factory.getbasetemp()
+    return own if worker_id == "master" else own.parent
+
+
+def made_once(target: Path, make: Callable[[], None]) -> Path:
+    """The target, which the first process that asks for it makes while the others wait."""
+    done = target.with_name(f"{target.name}.done")
+    with target.with_name(f"{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            make()
+            done.touch()
+    return target
+
+
+@pytest.fixture(scope="session")
+def data(shared: Path) -> Path:
+    """The sandbox's files."""
+    directory = shared / "sandbox"
+    command = [sys.executable, "-m", "examples.sandbox", "--out", str(directory), "--seed", "0"]
+    return made_once(directory, lambda: _run(command))
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, cwd=ROOT, check=True)
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +63,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def launch(runs: Path, data: Path) -> Iterator[Callable[..., Launched]]:
+def launch(runs: Path, data: Path) -> Iterator[Launch]:
     launched: list[Launched] = []
 
     def start(*arguments: str) -> Launched:
@@ -99,12 +77,9 @@ def launch(runs: Path, data: Path) -> Iterator[Callable[..., Launched]]:
 
 
 @pytest.fixture(scope="session")
-def first(runs: Path, data: Path) -> Path:
-    """One complete run; its directory."""
-    run = Launched(runs, data, "run.name=first")
-    assert run.wait() == 0, run.log.read_text()[-4000:]
-    run.assert_gone()
-    return runs / "first"
+def first(shared: Path, data: Path) -> Path:
+    """The directory of one complete run of every stage, with a reward model that was adapted after iteration 1."""
+    return made_once(shared / "first", lambda: Launched(shared, data, "run.name=first", *FIRST).assert_ends_well())
 
 
 def ready_made(first: Path) -> list[str]:

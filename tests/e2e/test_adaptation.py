@@ -10,14 +10,13 @@ Plan
 3. The same with judge.model, as two processes over Ray: the model that serves agrees with all of its own labels.
 4. Two rewarders, overlap (max_staleness 1) and the lora tier: the same, with the ratings' R2 in the decision.
 
-All start from the models and labels of the session's first run. A round that is discarded: tests/e2e/test_run.py (overlap).
+All start from the models and labels of the session's first run. A round that is discarded: tests/e2e/test_overlap.py.
 """
 
 from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +24,19 @@ import pytest
 
 from common.metrics import read_rows
 from rewarder.layout import read_layout
-from tests.e2e.conftest import Launched, ready_made
-from tests.e2e.test_run import timeless
+from tests.e2e.conftest import OPEN, Launch, ready_made
+from tests.launched import Launched, timeless
 
-Launch = Callable[..., Launched]
-# Checkpoints at the ends of iterations alone: what the tap sees is what the oldest checkpoint kept may still need.
-ADAPTS = [
-    "adaptation.when=iteration",
-    "adaptation.fit_pairs=6",
-    "adaptation.evidence_pairs=6",
-    "adaptation.steps=10",
-    "checkpoint.every_steps=100",
-]
-OPEN = [*ADAPTS, "adaptation.min_pairs=1", "adaptation.level=1", "adaptation.guard_accuracy=1", "iteration.num=3"]
-OPEN += ["adaptation.fit_rounds=2"]
+ROUNDS = (*OPEN, "iteration.num=3", "adaptation.fit_rounds=2")
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
 def adapted(first: Path, runs: Path, data: Path) -> Path:
     """One complete run in which every round accepts; its directory."""
-    run = Launched(runs, data, "run.name=adapted", *ready_made(first), *OPEN, "stages=[iterate,export]")
-    assert run.wait() == 0, run.log.read_text()[-4000:]
-    run.assert_gone()
+    run = Launched(runs, data, "run.name=adapted", *ready_made(first), *ROUNDS, "stages=[iterate,export]")
+    run.assert_ends_well()
     return runs / "adapted"
 
 
@@ -93,37 +83,34 @@ def test_killed_after_a_round_and_resumed_is_bit_identical_and_buys_nothing_twic
     run.kill(signal.SIGKILL)
     run.assert_gone()
     bought = (runs / "killed-round" / "labels.jsonl").read_bytes()
-    resumed = launch("run.name=killed-round", *ready_made(first), *OPEN, "--resume")
-    assert resumed.wait() == 0, resumed.log.read_text()[-4000:]
+    resumed = launch("run.name=killed-round", *ready_made(first), *ROUNDS, "--resume")
+    resumed.assert_ends_well()
     assert timeless(runs / "killed-round") == timeless(adapted)
     labels = (runs / "killed-round" / "labels.jsonl").read_bytes()
     assert labels.startswith(bought) and labels == (adapted / "labels.jsonl").read_bytes()
     for name in ("model.safetensors", "decision.json"):
         ours, theirs = (path / "rm" / "version_2" / name for path in (runs / "killed-round", adapted))
         assert ours.read_bytes() == theirs.read_bytes()
-    resumed.assert_gone()
 
 
 def test_a_judge_model_of_its_own_labels_the_pairs(first: Path, launch: Launch, runs: Path) -> None:
     settings = [f"judge.model={first}/rm/version_0", "judge.num=2", "iteration.num=2", "iteration.steps=2"]
-    run = launch("run.name=judged", *ready_made(first), *OPEN, *settings, "stages=[iterate]")
-    assert run.wait() == 0, run.log.read_text()[-4000:]
+    run = launch("run.name=judged", *ready_made(first), *ROUNDS, *settings, "stages=[iterate]")
+    run.assert_ends_well()
     labels = [json.loads(line) for line in (runs / "judged" / "labels.jsonl").read_text().splitlines()]
     assert labels and {label["preferred"] for label in labels} <= {"first", "second", "tie"}
     (record,) = (runs / "judged" / "rm").glob("*/decision.json")
     numbers = decision(record)["numbers"]
     assert numbers["judge_too_long"] == 0 and numbers["judged_pairs"] == len(labels)
     assert numbers["onpolicy_accuracy"] == 1.0  # the judge is the model that served
-    run.assert_gone()
 
 
 def test_lora_while_sampling_overlaps_training(first: Path, launch: Launch, runs: Path) -> None:
     settings = ["adaptation.tier=lora", "adaptation.learning_rate=1e-4", "adaptation.guard_r2=1"]
     settings += ["rewarder.num=2", "iteration.max_staleness=1"]
-    run = launch("run.name=lora", *ready_made(first), *OPEN, *settings, "iteration.num=2")
-    assert run.wait() == 0, run.log.read_text()[-4000:]
+    run = launch("run.name=lora", *ready_made(first), *ROUNDS, *settings, "iteration.num=2")
+    run.assert_ends_well()
     rows = read_rows(runs / "lora" / "metrics.jsonl")
     assert [row["rm/version"] for row in rows[-3:]] == [1, 1, 1]
     record = decision(runs / "lora" / "rm" / "version_1" / "decision.json")
     assert "candidate_r2/safe" in record["numbers"]
-    run.assert_gone()

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from common.metrics import read_rows, step_names
-from tests.e2e.conftest import ROOT, Launched
+from tests.launched import ROOT, Launched
 
 FOLDER = os.environ.get("ITER_RLHF_DATA")
 OBJECTIVES = ["preference", "brevity", "non_repetition"]
 STEPS = 6
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(
         FOLDER is None, reason="ITER_RLHF_DATA names no folder with hh_harmless.jsonl.gz and mt_bench_questions.jsonl"
     ),

@@ -26,8 +26,8 @@ import yaml
 from common.config.file import load_config
 from common.metrics import read_rows
 from common.queue.redis_server import EmbeddedRedis
-from tests.e2e.conftest import ROOT, Launched
 from tests.e2e.released_models import make_preferences, make_reward_model
+from tests.launched import ROOT, Launched
 
 RAY = [str(Path(sys.executable).parent / "ray"), "start", "--disable-usage-stats", "--block"]
 # Every round of the reward model accepts (its test is switched off), so that a new version crosses the nodes.
@@ -47,6 +47,7 @@ def namespaces_work() -> bool:
 
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not namespaces_work(), reason="hiding a disk from a node needs `unshare -m` (root)"),
     pytest.mark.timeout(1800),  # ten processes with torch on two cores: 536 s seen beside other work
 ]
@@ -114,10 +115,10 @@ class Nodes:
 
 
 @pytest.fixture
-def nodes(runs: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+def nodes(runs: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    started = Nodes(runs, tmp_path_factory.getbasetemp())
+    started = Nodes(runs, shared)
     try:
         started.start()
         yield started

@@ -23,8 +23,8 @@ from common.data.strengths import Strengths, read_strengths
 from learner.preferences.worker import PreferenceWorker
 from rewarder.model import GatedRewardModel
 from rewarder.scoring import score_texts
-from tests.e2e.conftest import Launched
 from tests.integration.planted import configured, planted_world
+from tests.launched import Launched
 
 KEY = "learner.preferences."
 PROMPTS = 120
