@@ -23,7 +23,7 @@ SEED = int(os.environ.get("TEST_SEED", "0"))
 TESTS = Path(__file__).parent
 # Files are given out in this order: a long one that starts last keeps one process busy while the others have nothing to do.
 # test_run.py makes the run that other files of tests/e2e start from.
-LONGEST_FIRST = ("e2e/test_run.py", "integration", "e2e", "chaos", "unit")
+LONGEST_FIRST = ("e2e/test_run.py", "integration", "e2e", "chaos", "unit/studies", "unit")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

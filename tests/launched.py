@@ -30,7 +30,7 @@ class Launched:
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
-    def wait(self, timeout_s: float = 900) -> int:
+    def wait(self, timeout_s: float = 1200) -> int:
         return self.process.wait(timeout_s)
 
     def assert_ends_well(self) -> None:
@@ -38,7 +38,7 @@ class Launched:
         assert self.wait() == 0, self.log.read_text()[-4000:]
         self.assert_gone()
 
-    def wait_for(self, text: str, timeout_s: float = 600) -> None:
+    def wait_for(self, text: str, timeout_s: float = 1200) -> None:
         """Until the output has `text`."""
         deadline = time.monotonic() + timeout_s
         while text not in self.log.read_text():

@@ -29,7 +29,7 @@ from tests.launched import Launched, timeless
 
 ROUNDS = (*OPEN, "iteration.num=3", "adaptation.fit_rounds=2")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 @pytest.fixture(scope="module")

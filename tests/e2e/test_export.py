@@ -19,7 +19,7 @@ from common.types import FloatArray
 from learner.ranks.logprobs import token_logprobs
 from tests.e2e.conftest import FIRST, Launch
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 def test_the_exported_policy_has_in_vllm_the_logprobs_of_transformers(first: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from common.metrics import read_rows
 from tests.e2e.conftest import Launch, ready_made
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(2400)
 
 
 def test_overlap_of_two_of_each_role_keeps_the_bound_also_after_a_kill(first: Path, launch: Launch, runs: Path) -> None:

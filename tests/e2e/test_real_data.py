@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(
         FOLDER is None, reason="ITER_RLHF_DATA names no folder with hh_harmless.jsonl.gz and mt_bench_questions.jsonl"
     ),
-    pytest.mark.timeout(1500),
+    pytest.mark.timeout(2400),
 ]
 
 
@@ -42,7 +42,7 @@ def launched(runs: Path, prepared: Path) -> Iterator[Launched]:
     """One complete run."""
     started = Launched(runs, prepared, "run.name=real", config="tests/e2e/real.yaml")
     try:
-        assert started.wait(1200) == 0, started.log.read_text()[-4000:]
+        assert started.wait(1800) == 0, started.log.read_text()[-4000:]
         started.assert_gone()
         yield started
     finally:

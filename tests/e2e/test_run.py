@@ -26,7 +26,7 @@ SAME_BYTES = (
     "export/policy/model.safetensors",
 )
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(2400)
 
 
 def test_every_step_line_has_every_name(first: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.conftest import Launch
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 def test_ctrl_c_stops_everything_cleanly(launch: Launch) -> None:

@@ -28,7 +28,7 @@ from tests.launched import Launched, timeless
 EVERY_2 = [*ROUNDS, "adaptation.every_steps=2", "iteration.num=2", "iteration.steps=4"]
 STEPS = [*EVERY_2, "adaptation.when=steps", "checkpoint.every_steps=5"]
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def namespaces_work() -> bool:
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not namespaces_work(), reason="hiding a disk from a node needs `unshare -m` (root)"),
-    pytest.mark.timeout(1800),  # ten processes with torch on two cores: 536 s seen beside other work
+    pytest.mark.timeout(2400),  # ten processes with torch on two cores: 536 s seen beside other work
 ]
 
 
@@ -156,11 +156,11 @@ def test_a_whole_node_is_killed_and_the_resumed_run_ends(
         return Launched(runs, data, *settings, *more, config="tests/e2e/three_nodes.yaml")
 
     run = launch()
-    run.wait_for("step 3/8", 600)
+    run.wait_for("step 3/8")
     text = run.log.read_text()
     assert len(re.findall(r"node \w{8}", text.partition("run.dir is not shared")[0].splitlines()[-1])) == 2
     nodes.kill_one_with_roles()
-    assert run.wait(240) == 1, run.log.read_text()[-3000:]
+    assert run.wait(600) == 1, run.log.read_text()[-3000:]
     lost = re.search(r"error: [\w-]+ (died|failed).* Dead: .*(actor|rewarder|learner)-\d", run.log.read_text())
     assert lost, run.log.read_text()[-3000:]
     run.assert_gone()

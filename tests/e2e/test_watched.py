@@ -16,7 +16,7 @@ from tests.e2e.conftest import Launch, ready_made
 from tests.e2e.test_run import OBJECTIVES
 from tests.scrape import scrape_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 def test_every_value_of_a_step_line_is_scraped_while_the_run_works(first: Path, launch: Launch, runs: Path) -> None:

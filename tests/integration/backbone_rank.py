@@ -1,4 +1,4 @@
-"""One rank of tests/integration/test_backbone_ranks.py: python -m tests.integration.backbone_rank RANK RANKS PORT OUT
+"""One rank of tests/integration/test_backbone_ranks.py.
 
 Fits tier full by each case at each ZeRO stage, from the same model on the same batches, and writes the weights that it ends
 with as `CASE/STAGE/...`, each rank its own.
@@ -7,7 +7,6 @@ with as `CASE/STAGE/...`, each rank its own.
 from __future__ import annotations
 
 import copy
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,8 +38,7 @@ def fitted(served: GatedRewardModel, sets: FitSets, method: str, stage: int, ran
     return model.state_dict()
 
 
-def main() -> None:
-    rank, ranks, port, out = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+def work(rank: int, ranks: int, port: int, out: Path) -> None:
     torch.set_num_threads(1)
     # Before the group is made: in it rank 0 alone saves models
     served, _, tokenizer = served_and_judge(out / f"policy{rank}")
@@ -54,7 +52,3 @@ def main() -> None:
     save_file(results, out / f"rank{rank}.safetensors")
     dist.barrier()
     dist.destroy_process_group()  # gloo's threads may not outlive it: std::terminate at exit
-
-
-if __name__ == "__main__":
-    main()

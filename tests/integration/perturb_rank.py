@@ -1,11 +1,10 @@
-"""One rank of tests/integration/test_perturb.py: python -m tests.integration.perturb_rank RANK RANKS PORT OUT
+"""One rank of tests/integration/test_perturb.py.
 
 Plays every case at every ZeRO stage on one small net and writes what came out as `CASE/STAGE/...` tensors, each rank its own.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -158,8 +157,7 @@ def frozen(played: Played) -> None:
 CASES = (metarm, plain, taken, restored, kept, frozen)
 
 
-def main() -> None:
-    rank, ranks, port, out = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+def work(rank: int, ranks: int, port: int, out: Path) -> None:
     torch.set_num_threads(1)
     init_process_group(rank, ranks, "127.0.0.1", port, gpus=0)
     results: dict[str, Tensor] = {}
@@ -172,7 +170,3 @@ def main() -> None:
     save_file(results, out / f"rank{rank}.safetensors")
     dist.barrier()
     dist.destroy_process_group()  # gloo's threads may not outlive it: std::terminate at exit
-
-
-if __name__ == "__main__":
-    main()

@@ -1,12 +1,11 @@
-"""One rank of tests/integration/test_learner.py: python -m tests.integration.rank RANK RANKS PORT POLICY OUT key=value ...
-
-Trains three steps on fixed groups through learner/ranks/engine.py and learner/policy/train.py; rank 0 writes what came out.
+"""One rank of tests/integration/test_learner.py. For every job it trains three steps on fixed groups through
+learner/ranks/engine.py and learner/policy/train.py; rank 0 writes what came out.
 """
 
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -58,37 +57,35 @@ def _with_logprobs(module: LlamaForCausalLM, scored: ScoredGroup) -> ScoredGroup
     return ScoredGroup(RolloutGroup(scored.group.slot, prompt, tuple(rollouts)), scored.rewards, 0, "r")
 
 
-def main() -> None:
-    rank, ranks, port, policy, out = (
-        int(sys.argv[1]),
-        int(sys.argv[2]),
-        int(sys.argv[3]),
-        sys.argv[4],
-        Path(sys.argv[5]),
-    )
-    settings = dict(text.split("=") for text in sys.argv[6:])
-    restart_after = int(settings.pop("restart_after", -1))
-    overrides = [f"learner.{key}={value}" for key, value in settings.items()]
-    fixed = [
-        "learner.autocast=false",
-        "learner.importance_cap=null",
-        f"learner.ranks={ranks}",
-        "learner.learning_rate=0.003",
-        "learner.warmup_steps=2",
-    ]
-    config = load_config(
-        ROOT / "configs" / "quickstart.yaml", [*fixed, "learner.groups_per_step=4", *overrides]
-    ).learner
+def work(rank: int, ranks: int, port: int, jobs: Mapping[str, Mapping[str, object]], policy: str, root: Path) -> None:
+    """Trains all jobs in one process group; the results of a job lie in root/NAME."""
     torch.set_num_threads(1)
     device = init_process_group(rank, ranks, "127.0.0.1", port, gpus=0)
     anchor = LlamaForCausalLM.from_pretrained(policy)
     batches = [on_policy(anchor, groups(step)) for step in range(3)]
+    for name, settings in jobs.items():
+        _train(rank, ranks, settings, policy, batches, root / name, device)
+    dist.barrier()
+    dist.destroy_process_group()  # gloo's threads may not outlive it: std::terminate at exit
+
+
+def _train(
+    rank: int,
+    ranks: int,
+    settings: Mapping[str, object],
+    policy: str,
+    batches: list[list[ScoredGroup]],
+    out: Path,
+    device: torch.device,
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    config = _config(ranks, {key: value for key, value in settings.items() if key != "restart_after"})
     engine = _engine(policy, config, device)
     reference = freeze(LlamaForCausalLM.from_pretrained(policy), config.zero_stage, device)
     metrics = []
     for step, batch in enumerate(batches):
         metrics.append(train_step(engine, reference, batch, config, 1.0, rank, device, step))
-        if step == restart_after:
+        if step == settings.get("restart_after"):
             engine.save(out / "checkpoint")
             engine = _engine(policy, config, device)
             engine.load(out / "checkpoint")
@@ -96,14 +93,22 @@ def main() -> None:
     if rank == 0:
         save_file(parameters, out / "parameters.safetensors")
         (out / "metrics.json").write_text(json.dumps(metrics))
-    dist.barrier()
-    dist.destroy_process_group()  # gloo's threads may not outlive it: std::terminate at exit
+    engine.free()
+
+
+def _config(ranks: int, settings: Mapping[str, object]) -> LearnerConfig:
+    fixed = [
+        "learner.autocast=false",
+        "learner.importance_cap=null",
+        f"learner.ranks={ranks}",
+        "learner.learning_rate=0.003",
+        "learner.warmup_steps=2",
+        "learner.groups_per_step=4",
+    ]
+    overrides = [f"learner.{key}={value}" for key, value in settings.items()]
+    return load_config(ROOT / "configs" / "quickstart.yaml", [*fixed, *overrides]).learner
 
 
 def _engine(policy: str, config: LearnerConfig, device: torch.device) -> Engine:
     module = LlamaForCausalLM.from_pretrained(policy)
     return Engine(module.train(), config, config.learning_rate, device)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.integration.backbone_rank import CASES, STAGES
+from tests.integration.backbone_rank import CASES, STAGES, work
 from tests.integration.ranks import SAME, play, relative_difference
 
 Results = dict[int, list[dict[str, Tensor]]]  # by number of ranks, then by rank
@@ -15,8 +15,7 @@ Results = dict[int, list[dict[str, Tensor]]]  # by number of ranks, then by rank
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    module = "tests.integration.backbone_rank"
-    return {ranks: play(module, ranks, tmp_path_factory.mktemp(f"ranks{ranks}")) for ranks in (1, 2)}
+    return {ranks: play(work, ranks, tmp_path_factory.mktemp(f"ranks{ranks}")) for ranks in (1, 2)}
 
 
 def weights(results: dict[str, Tensor], case: str, stage: int) -> dict[str, Tensor]:

@@ -55,6 +55,7 @@ def test_every_name_of_a_step_line_is_scraped_with_its_value_and_run(cluster: Cl
     assert scrape_until(cluster.metrics_url(), "watched", lambda found: found == wanted) == wanted
 
 
+@pytest.mark.slow
 def test_a_value_lasts_through_a_long_step(cluster: Cluster) -> None:
     """The second series shows what the repeat is for; if it stays, Ray repeats by itself: remove the thread of Gauges."""
     url, repeated, once = cluster.metrics_url(), Gauges("long-step", []), Gauges("no-repeat", [], repeat_s=3600)

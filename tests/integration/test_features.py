@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from transformers import AutoTokenizer
 
 from common.types import Message
@@ -17,6 +15,7 @@ from learner.reward_model.training import extract_features
 from rewarder.model import GatedRewardModel
 from rewarder.scoring import render
 from tests.integration.models import WORDS, tiny_policy
+from tests.integration.ranks import start
 
 OBJECTIVES = ["good", "safe"]
 
@@ -32,11 +31,10 @@ def sets_of(policy: Path) -> list[PromptSet]:
     return made
 
 
-def extract(rank: int, ranks: int, root: str) -> None:
+def extract(rank: int, ranks: int, port: int, root: str) -> None:
     torch.set_num_threads(1)
     policy, cpu = Path(root) / "policy", torch.device("cpu")
-    store = dist.FileStore(f"{root}/store-{ranks}", ranks)  # pyright: ignore[reportPrivateImportUsage]
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
     model = GatedRewardModel.from_policy(policy, OBJECTIVES, 8, 1, 1.0, 2.0, 0)
     sets = sets_of(policy)
     # The second rank's node has a directory of its own, as without a shared disk.
@@ -50,11 +48,10 @@ def extract(rank: int, ranks: int, root: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.timeout(120)
 def test_two_ranks_have_what_one_has(tmp_path: Path) -> None:
     tiny_policy(tmp_path / "policy", 0)
     for ranks in (1, 2):
-        multiprocessing.spawn(extract, (ranks, str(tmp_path)), nprocs=ranks)  # pyright: ignore[reportPrivateImportUsage]
+        start(extract, ranks, str(tmp_path))
     want = torch.load(tmp_path / "memory-1-0.pt")
     for file in sorted(tmp_path.glob("*-*-*.pt")):
         for ours, theirs in zip(torch.load(file), want, strict=True):

@@ -45,6 +45,9 @@ STUDIES = (
 )
 
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+
+
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Row]:
     directory = tmp_path_factory.mktemp("lab")
@@ -54,7 +57,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Row]:
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code]
-    ended = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=540)
+    ended = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=2000)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return {row.arm: row for row in read_rows(directory / "rows" / "small")}
 

@@ -19,8 +19,7 @@ SETUPS = [(ranks, stage) for ranks in (1, 2) for stage in played.STAGES]
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    module = "tests.integration.perturb_rank"
-    return {ranks: play(module, ranks, tmp_path_factory.mktemp(f"ranks{ranks}")) for ranks in (1, 2)}
+    return {ranks: play(played.work, ranks, tmp_path_factory.mktemp(f"ranks{ranks}")) for ranks in (1, 2)}
 
 
 def of(results: dict[str, Tensor], case: str, stage: int, name: str) -> dict[str, Tensor]:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -24,6 +23,7 @@ from learner.preferences.worker import PreferenceWorker
 from rewarder.model import GatedRewardModel
 from rewarder.scoring import score_texts
 from tests.integration.planted import configured, planted_world
+from tests.integration.ranks import start
 from tests.launched import Launched
 
 KEY = "learner.preferences."
@@ -42,7 +42,7 @@ JOBS: dict[str, tuple[str, ...]] = {
     "full": (*TRAINED, f"{KEY}train=full", f"{KEY}learning_rate=1e-3", f"{KEY}bootstrap=true", "learner.zero_stage=2"),
 }
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(1200)
 
 
 def job_config(job: str) -> Config:
@@ -59,6 +59,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- the command
 
 
+@pytest.mark.slow
 def test_the_stage_under_ray_with_two_workers_and_again(world: Path, tmp_path: Path) -> None:
     given = [f"policy.model={world}/policy", f"data.preferences={world}/pairs.jsonl", "stages=[preferences]"]
     given += ["run.name=strong", "rewarder.dtype=float32", "aggregation.kind=final_score", "cluster.dashboard=false"]
@@ -102,7 +103,7 @@ def assert_every_member_said_it(out: Path, pairs: Sequence[PreferencePair], foun
 # ---- backbones
 
 
-def work(_: int, root: str) -> None:
+def work(rank: int, ranks: int, port: int, root: str) -> None:
     """Both jobs in one process, each by one worker; what it answered is saved."""
     for at, job in enumerate(JOBS):
         worker = PreferenceWorker(0, job_config(job))
@@ -117,7 +118,7 @@ def work(_: int, root: str) -> None:
 
 @pytest.fixture(scope="module")
 def trained(world: Path) -> Path:
-    multiprocessing.spawn(work, (str(world),), nprocs=1)  # pyright: ignore[reportPrivateImportUsage]
+    start(work, 1, str(world))
     return world
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from safetensors.torch import load_file
 
 from learner.ranks.engine import init_process_group
@@ -19,7 +18,7 @@ from learner.reward_model.training import extract_features
 from rewarder.bradley_terry import load_classifier, new_scalar_model
 from rewarder.model import GatedRewardModel
 from tests.integration.planted import accuracy, configured, planted_world, run_stage, sides
-from tests.integration.ranks import SAME, free_port, relative_difference
+from tests.integration.ranks import SAME, relative_difference, start
 
 TRAINING = "learner.reward_model."
 RANK = 3
@@ -45,10 +44,10 @@ JOBS: dict[str, tuple[int, bool, tuple[str, ...]]] = {
     "two_zero_2": (2, True, ("learner.zero_stage=2",)),
 }
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(1200)
 
 
-def work(rank: int, ranks: int, root: str, port: int) -> None:
+def work(rank: int, ranks: int, port: int, root: str) -> None:
     """All jobs of so many ranks, in one process group."""
     torch.set_num_threads(1)
     init_process_group(rank, ranks, "127.0.0.1", port, gpus=0)
@@ -77,7 +76,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("world")
     planted_world(root)
     for ranks in (1, 2):
-        multiprocessing.spawn(work, (ranks, str(root), free_port()), nprocs=ranks)  # pyright: ignore[reportPrivateImportUsage]
+        start(work, ranks, str(root))
     return root
 
 

@@ -25,7 +25,7 @@ from rewarder.layout import HeadSizes, RewardModelInfo
 from rewarder.model import GatedRewardModel
 from tests.unit.adaptation import config
 
-LEVEL, TRIALS = 0.05, 1000
+LEVEL = 0.05
 RULES = Rules(LEVEL, min_pairs=64, guard_accuracy=1.0, guard_r2=1.0)  # guards that never bind
 SAME = Standing(0.8, {})
 HIDDEN, OBJECTIVES, FIT, EVIDENCE, ORIGINAL = 16, ("good", "safe", "brief"), 64, 512, 32
@@ -104,8 +104,9 @@ def share(trials: int, trial: Callable[[int], bool]) -> float:
 # ---- labels without information ---------------------------------------------------------------------------------------------
 
 
-def test_a_candidate_fitted_on_nothing_passes_at_most_at_the_level(world: World) -> None:
-    """Each with coin flips of its own, to fit on and as evidence. It must not be that nothing could pass: the candidates
+@pytest.mark.parametrize("trials", [200, pytest.param(1000, marks=pytest.mark.slow)])
+def test_a_candidate_fitted_on_nothing_passes_at_most_at_the_level(world: World, trials: int) -> None:
+    """Each has coin flips of its own, to fit on and as evidence. It must not be that nothing could pass: the candidates
     differ from what serves."""
     shares: list[float] = []
 
@@ -115,8 +116,8 @@ def test_a_candidate_fitted_on_nothing_passes_at_most_at_the_level(world: World)
         shares.append(float(disagreement(world, candidate).mean()))
         return accepted(world, candidate, coins(rng, world.evidence))
 
-    found = share(TRIALS, trial)
-    assert 0.01 < found <= LEVEL + standard_errors(TRIALS), found
+    found = share(trials, trial)
+    assert 0.01 < found <= LEVEL + standard_errors(trials), found
     assert min(shares) > 0.03 and 0.1 < float(np.mean(shares)) < 0.2, (min(shares), np.mean(shares))
 
 
