@@ -133,12 +133,16 @@ class Harness:
     def tend(self) -> None:
         """Restarts what is dead and keeps the work stream filled."""
         self.server.start()
-        for role in ROLES:
-            if role not in self.workers or self.workers[role].poll() is not None:
-                self.workers[role] = spawn(role, self.world)
+        self.revive()
         if self.queue.depths()["work"] < 16:
             self.queue.admit(range(self.admitted, self.admitted + 16))
             self.admitted += 16
+
+    def revive(self) -> None:
+        """Starts the workers that are dead."""
+        for role in ROLES:
+            if role not in self.workers or self.workers[role].poll() is not None:
+                self.workers[role] = spawn(role, self.world)
 
     def kill(self, victim: str) -> None:
         if victim == "redis":
@@ -172,19 +176,16 @@ class Harness:
         deadline = time.monotonic() + timeout_s
         self.server.start()
         while time.monotonic() < deadline and (self.unscored() or self.untrained() >= BATCH * (SAVE_EVERY + 1)):
-            for role in ROLES:
-                if self.workers[role].poll() is not None:
-                    self.workers[role] = spawn(role, self.world)
+            self.revive()
             time.sleep(0.3)
         return self.unscored()
 
     def settle(self, timeout_s: float) -> set[int]:
         """No more kills: waits until nothing is in flight; returns the slots that are lost, because nobody has them."""
         deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline and any(self.queue.depths()[name] for name in ("work", "rollouts")):
-            for role in ROLES:
-                if self.workers[role].poll() is not None:
-                    self.workers[role] = spawn(role, self.world)
+        while any(self.queue.depths()[name] for name in ("work", "rollouts")):
+            assert time.monotonic() < deadline, f"still in flight after {timeout_s:g} s: {self.queue.depths()}"
+            self.revive()
             time.sleep(0.3)
         return self.unscored()
 
@@ -255,7 +256,7 @@ def test_the_control_that_acknowledges_on_read_loses_slots(tmp_path: Path) -> No
     with harness(tmp_path, seed=2, ack_on_read=True, slot_s=0.15) as run:
         for _ in range(10):  # on a busy machine a worker may die before it has read anything
             run.storm(4, ("actor-0", "actor-1"))
-            if run.settle(30):
+            if run.settle(300):
                 return
         pytest.fail("the control lost nothing: this suite could not see a loss")
 
