@@ -31,7 +31,12 @@ class Launched:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
     def wait(self, timeout_s: float = 1200) -> int:
-        return self.process.wait(timeout_s)
+        """The exit code; a run that takes longer is killed."""
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
 
     def assert_ends_well(self) -> None:
         """Waits for the end: exit code 0, and no process of the run is left."""
