@@ -23,6 +23,7 @@ from driver.record.progress import fail, say
 
 
 def main() -> None:
+    """Runs the command."""
     arguments = parse()
     config, stages = read(arguments)
     preflight(config, stages, arguments)
@@ -37,6 +38,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
+    """The command's arguments."""
     parser = argparse.ArgumentParser(description="Online iterative RLHF.", epilog="Keys: configs/base.yaml")
     parser.add_argument(
         "--config", required=True, help="YAML file; configs/quickstart.yaml runs on a 2-core CPU machine"
@@ -76,6 +78,7 @@ def preflight(config: Config, stages: list[str], arguments: argparse.Namespace) 
 
 
 def write_run_files(config: Config) -> None:
+    """Writes the resolved configuration and the environment into the run's directory."""
     config.run_dir.mkdir(parents=True, exist_ok=True)
     save_config(config, config.run_dir / "config.yaml")
     (config.run_dir / "environment.json").write_text(json.dumps(environment(), indent=1))

@@ -105,6 +105,7 @@ class Engine:
         return np.array([row[token].logprob for row, token in picked], dtype=np.float32)
 
     def shutdown(self) -> None:
+        """Ends the engine and its worker processes."""
         self._llm.shutdown()
 
     def _request_id(self) -> str:

@@ -41,6 +41,7 @@ class Gate:
         self._proven.set()
 
     def is_open(self) -> bool:
+        """Whether the weights that the engine holds are proven."""
         return self._proven.is_set()
 
     async def opened(self) -> int:

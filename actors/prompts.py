@@ -32,9 +32,13 @@ class Tokenizer(Protocol):
     """What is used here of a Hugging Face tokenizer."""
 
     @property
-    def chat_template(self) -> str | dict[str, str] | None: ...
+    def chat_template(self) -> str | dict[str, str] | None:
+        """The template that turns messages into text, None where the tokenizer has none."""
+        ...
 
-    def apply_chat_template(self, conversation: list[dict[str, str]], **options: bool) -> Sequence[int]: ...
+    def apply_chat_template(self, conversation: list[dict[str, str]], **options: bool) -> Sequence[int]:
+        """The token ids of a conversation."""
+        ...
 
 
 def tokenize_prompts(

@@ -29,9 +29,13 @@ BLOCK_S = 1.0
 class Sampler(Protocol):
     """What is used here of actors/engine.py."""
 
-    async def sample(self, requests: Sequence[SampleRequest], salt: str) -> list[list[Rollout]]: ...
+    async def sample(self, requests: Sequence[SampleRequest], salt: str) -> list[list[Rollout]]:
+        """One list of rollouts for each request; all of them are sampled by the weights that `salt` names."""
+        ...
 
-    async def sample_in_flight(self, request: SampleRequest) -> list[Rollout] | None: ...
+    async def sample_in_flight(self, request: SampleRequest) -> list[Rollout] | None:
+        """The rollouts of one request, which new weights may reach on the way; None if they are thrown away."""
+        ...
 
 
 class BusyTime:
@@ -52,6 +56,7 @@ class BusyTime:
 
     @property
     def seconds(self) -> float:
+        """The seconds in which at least one span was open, the present one included."""
         return self._total + (time.monotonic() - self._since if self._depth else 0.0)
 
 
@@ -84,6 +89,7 @@ class RolloutLoop:
     # ---- closed batches (max_staleness 0) -----------------------------------------------------------------------------
 
     async def serve_batches(self, max_slots: int) -> None:
+        """Samples batches of up to `max_slots` slots while the gate is open; ends only when it is cancelled."""
         while True:
             await self._gate.opened()
             items = await self._take(max_slots)
@@ -107,6 +113,7 @@ class RolloutLoop:
     # ---- in flight (max_staleness > 0) --------------------------------------------------------------------------------
 
     async def serve_in_flight(self, max_slots: int) -> None:
+        """Keeps up to `max_slots` slots in flight while the gate is open; ends only when it is cancelled."""
         flying: set[asyncio.Task[None]] = set()
         while True:
             await self._gate.opened()

@@ -89,6 +89,7 @@ class ActorWorker:
         return {"tokens": float(self._loop.tokens), "busy_s": self._loop.busy.seconds}
 
     async def stop(self) -> None:
+        """Ends the engine and removes the shared memory of its weights."""
         self._engine.shutdown()
         shutil.rmtree(self._shm, ignore_errors=True)
 

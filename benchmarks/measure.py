@@ -27,6 +27,7 @@ class Row:
 
     @property
     def holds(self) -> bool | None:
+        """Whether the value keeps its limit; None where it has none."""
         if self.limit is None:
             return None
         side, bound = self.limit

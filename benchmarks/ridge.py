@@ -33,6 +33,7 @@ LIMIT_GIB = 2.0
 
 
 def main() -> None:
+    """Measures and prints every row."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--features", type=int, default=1024)
@@ -51,6 +52,7 @@ def main() -> None:
 
 
 def in_own_process(work: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+    """Runs the work in a new process, so that memory of an earlier one is not counted."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(work).result()
 
@@ -70,10 +72,12 @@ def fit(path: Path, objectives: int, missing: str) -> tuple[float, float]:
 
 
 def blocks(features: torch.Tensor, ratings: torch.Tensor) -> Iterator[Block]:
+    """Features and ratings, block by block."""
     yield from zip(features.split(BLOCK_ROWS), ratings.split(BLOCK_ROWS), strict=True)
 
 
 def write_features(path: Path, rows: int, features: int) -> None:
+    """Writes random float32 features [rows, features] as an .npy file."""
     generator = np.random.default_rng(0)
     states = open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, features))
     for start in range(0, rows, BLOCK_ROWS):
@@ -83,10 +87,12 @@ def write_features(path: Path, rows: int, features: int) -> None:
 
 
 def make_ratings(rows: int, objectives: int) -> torch.Tensor:
+    """Random ratings [rows, objectives] from 0 to 1."""
     return torch.rand(rows, objectives, generator=torch.Generator().manual_seed(1))
 
 
 def all_rated(rows: int, objectives: int) -> torch.Tensor:
+    """The mask [rows, objectives] of ratings that are all known."""
     return torch.ones(rows, objectives, dtype=torch.bool)
 
 

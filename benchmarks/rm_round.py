@@ -58,6 +58,7 @@ class Spent:
 
     @property
     def whole_s(self) -> float:
+        """The seconds of a whole round."""
         return self.propose_s + self.judge_s + self.fit_s + self.weigh_s
 
 
@@ -80,6 +81,7 @@ class Timed(RmAdapter):
 
 
 def main() -> None:
+    """Measures and prints every row."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=25, help="of the iteration, at most the configuration's")
     parser.add_argument("--updates", type=int, default=60, help="of each fit")
@@ -112,6 +114,7 @@ def prepare(config: Config, lab: Lab) -> None:
 
 
 def measure(config: Config, lab: Lab, steps: int, repeats: int, scratch: Path) -> list[Row]:
+    """The rows of all repeats of an iteration with its rounds."""
     anchor, rm = artifacts.sft_of(config).directory, artifacts.reward_model_of(config).directory
     served = scratch / "version_0"
     rewards = Rewards(config, anchor, rm, served)

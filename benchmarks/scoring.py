@@ -46,6 +46,7 @@ Group = tuple[Message, list[str]]
 
 
 def main() -> None:
+    """Measures and prints every row."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--groups", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=5)
@@ -181,11 +182,13 @@ def prefix_rows(
 
 @torch.no_grad()
 def forward(model: GatedRewardModel, rendered: Sequence[Rendered]) -> RewardOutput:
+    """One forward pass over padded rows."""
     return model(*collate(rendered, model.device))
 
 
 @torch.no_grad()
 def bare(model: GatedRewardModel, ids: Tensor) -> Tensor:
+    """The backbone's hidden states of padded rows, without the heads."""
     return model.backbone(input_ids=ids, use_cache=False).last_hidden_state
 
 
@@ -193,6 +196,7 @@ def bare(model: GatedRewardModel, ids: Tensor) -> Tensor:
 
 
 def make_model() -> GatedRewardModel:
+    """A gated reward model with random weights."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -207,6 +211,7 @@ def make_model() -> GatedRewardModel:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with one token for each word."""
     words = SPECIAL + [f"w{i}" for i in range(VOCABULARY - len(SPECIAL))]
     inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
@@ -245,6 +250,7 @@ def padding(rendered: Sequence[Rendered], cut: Sequence[Sequence[int]]) -> float
 
 
 def num_parameters(module: torch.nn.Module) -> int:
+    """The number of parameters of a module."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 

@@ -32,6 +32,7 @@ class Shape:
 
     @property
     def layer_parameters(self) -> int:
+        """The number of parameters of one layer."""
         return 2 * self.hidden * (self.query + self.key_value) + 3 * self.hidden * self.inner + 2 * self.hidden
 
     def low_rank_parameters(self, rank: int) -> int:

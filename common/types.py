@@ -73,6 +73,7 @@ class Rollout:
 
     @property
     def oldest_version(self) -> int:
+        """The oldest policy version that sampled one of the tokens."""
         return min(version for _, version in self.version_spans)
 
 
@@ -106,6 +107,7 @@ class Reward:
 
     @property
     def value(self) -> float:
+        """The reward: weights . terms and the penalty."""
         return float(np.dot(self.weights, self.terms)) + self.penalty
 
 

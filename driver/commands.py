@@ -20,10 +20,12 @@ class CommandError(RunError):
 
 
 def run_evaluate_rm(run: Run) -> None:
+    """Judges a reward model on labelled pairs."""
     _run("evaluate_rm", evaluate_reward_model, run)
 
 
 def run_explain(run: Run) -> None:
+    """Takes the scores of responses apart."""
     _run("explain", explain_responses, run)
 
 

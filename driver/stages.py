@@ -71,6 +71,7 @@ def _needs_roles(run: Run, stage: str) -> bool:
 
 
 def run_sft(run: Run) -> None:
+    """Fine-tunes the policy on demonstrations."""
     model = run.config.policy.model
     assert model is not None, "the preflight asks for a policy"
     with run.cluster.disks.writing(run.directory / "sft") as target:
@@ -98,6 +99,7 @@ def run_collect(run: Run) -> None:
 
 
 def run_reward_model(run: Run) -> None:
+    """Trains reward model version 0 and, where it is asked for, the baseline."""
     files = run.labelled
     for source in (run.anchor, *files.all()):
         run.cluster.disks.share(source)
@@ -111,6 +113,7 @@ def run_reward_model(run: Run) -> None:
 
 
 def run_iterate(run: Run) -> None:
+    """Runs the loop: samples, scores, trains and publishes, iteration by iteration."""
     config, data = run.config, run.config.data
     assert data.prompts is not None, "the preflight asks for prompts"
     prompts = run.prompts(data.prompts)
@@ -160,6 +163,7 @@ def run_export(run: Run) -> None:
 
 
 def run_report(run: Run) -> None:
+    """Writes report.html."""
     say(f"  {write_report(run.directory, run.config.rewarder.objectives)}")
 
 

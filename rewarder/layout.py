@@ -58,6 +58,7 @@ class HeadSizes:
     gate_temperature: float
 
     def gate_widths(self) -> tuple[int, ...]:
+        """The widths of the gate's layers, from its input to its output."""
         return (self.hidden, *(self.gate_hidden,) * self.gate_layers, self.num_objectives)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -88,6 +88,7 @@ class GatedRewardModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the heads are."""
         return self.regression_layer.weight.device
 
     def forward(

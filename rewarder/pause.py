@@ -25,6 +25,7 @@ class Pause:
             self._changed.wait_for(lambda: not self._working)
 
     def end(self) -> None:
+        """Lets scoring go on."""
         with self._changed:
             self._asked = False
             self._changed.notify_all()

@@ -19,6 +19,7 @@ LOGS = Path("runs") / "studies"
 
 
 def main() -> int:
+    """Runs the command."""
     parser = argparse.ArgumentParser(prog="python -m studies", description="Run studies and write what they found.")
     parser.add_argument("command", choices=("run", "render", "check"))
     parser.add_argument("names", nargs="*", metavar="NAME", help="studies; none means all")
@@ -33,6 +34,7 @@ def main() -> int:
 
 
 def run(studies: Sequence[Study], workers: int) -> int:
+    """Runs the units that have no row yet, and writes the studies' pages."""
     units = [unit for study in studies for unit in study.units()]
     if runner.run(units, workers, LOGS, catalog.__name__):
         return 1
@@ -40,12 +42,14 @@ def run(studies: Sequence[Study], workers: int) -> int:
 
 
 def write(studies: Sequence[Study], workers: int) -> int:
+    """Writes the page of every study."""
     for study in studies:
         say(f"\n{study.name}: {study.question}\n\n{render.render(study)}\nwritten to {study.page}")
     return 0
 
 
 def check(studies: Sequence[Study], workers: int) -> int:
+    """Runs the sandbox's study and says which of its conditions do not hold."""
     sandbox = catalog.study("sandbox")
     if code := run([sandbox], workers):
         return code

@@ -36,13 +36,16 @@ class Artifact:
 
     @property
     def name(self) -> str:
+        """What messages call it."""
         return f"{self.kind}/seed {self.seed}/{self.key}"
 
     @property
     def directory(self) -> Path:
+        """Where it lies or will lie."""
         return ROOT / f"{self.kind}-seed{self.seed}-{self.key}"
 
     def is_made(self) -> bool:
+        """Whether it is there already."""
         return self.directory.is_dir()
 
 

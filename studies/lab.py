@@ -83,6 +83,7 @@ class Lab:
         return answers
 
     def close(self) -> None:
+        """Ends the engine."""
         if self._engine is not None:
             self._engine.shutdown()
             self._engine = self._built_for = None
@@ -90,6 +91,7 @@ class Lab:
     @staticmethod
     @lru_cache(maxsize=8)
     def tokenizer(directory: Path) -> Any:
+        """The tokenizer of a model's directory."""
         return AutoTokenizer.from_pretrained(directory)
 
     async def _build(self, config: Config, model: Path) -> Engine:

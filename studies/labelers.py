@@ -33,6 +33,7 @@ def pairs_alone(items: list[JudgeItem], seed: int) -> Labels:
 
 
 def has_planted(response: str) -> bool:
+    """Whether a response has the planted word."""
     return PLANTED in response.split()
 
 

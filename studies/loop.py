@@ -69,6 +69,7 @@ class Rewards:
         self._rewarder.set_references({name: reference.value for name, reference in scored.items()}, "anchor")
 
     def score(self, group: RolloutGroup) -> ScoredGroup:
+        """The group with its rewards."""
         return self._rewarder.score(group)
 
 

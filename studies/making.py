@@ -37,12 +37,14 @@ def make(artifact: artifacts.Artifact, config: Config, lab: Lab, report: Report)
 
 
 def make_sft(config: Config, lab: Lab, directory: Path, report: Report) -> None:
+    """Makes the fine-tuned policy of a configuration."""
     assert config.policy.model is not None, "studies start from a model"
     report("sft", 0, 1)
     learner_of(config).sft(config.policy.model, str(directory))
 
 
 def make_reward_model(config: Config, lab: Lab, directory: Path, report: Report) -> None:
+    """Collects labels and trains the reward model of a configuration."""
     anchor = artifacts.sft_of(config).directory
     learner = learner_of(config)
     learner.load_anchor(str(anchor))
@@ -58,6 +60,7 @@ def make_reward_model(config: Config, lab: Lab, directory: Path, report: Report)
 
 
 def make_shifted(config: Config, lab: Lab, directory: Path, report: Report) -> None:
+    """Trains a policy against the frozen reward model and keeps its answers to held-out prompts."""
     anchor, rm = artifacts.sft_of(config).directory, artifacts.reward_model_of(config).directory
     learner = learner_of(config)
     learner.load_policy(str(anchor), None)

@@ -66,6 +66,7 @@ class Outcome:
 
 
 def main() -> None:
+    """Compares ways to train on people's pairs, and prints or writes what it found."""
     parser = argparse.ArgumentParser(prog="python -m studies.real_pairs", description="Denoising on people's pairs.")
     parser.add_argument("--policy", type=Path, required=True, help="directory of the policy whose states are read")
     parser.add_argument("--pairs", type=Path, required=True, help="preference pairs (docs/data.md)")

@@ -65,6 +65,7 @@ class Tally:
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
     def mean_s(self, kind: str) -> float:
+        """The mean seconds of a unit of this kind, a guess before the first one."""
         known = self.seconds.get(kind)
         return sum(known) / len(known) if known else FIRST_GUESS[kind]
 
@@ -86,6 +87,7 @@ def pending(units: Sequence[Unit]) -> list[Unit]:
 
 
 def has_row(unit: Unit) -> bool:
+    """Whether a unit has the row of its present configuration."""
     return unit.row_path.is_file() and Row.read(unit.row_path).config_hash == unit.config_hash()
 
 

@@ -53,9 +53,11 @@ class Scorer(nn.Module):
         self.head = nn.Parameter(torch.randn(WIDTH, generator=draw) / WIDTH**0.5)
 
     def features(self, states: Tensor) -> Tensor:
+        """The hidden layer's outputs."""
         return relu(states @ self.weight.T + self.bias)
 
     def forward(self, states: Tensor) -> Tensor:
+        """The scores of states."""
         return self.features(states) @ self.head
 
     @torch.no_grad()

@@ -25,6 +25,7 @@ OUT_OF_FOLD, IN_SAMPLE = "out of fold", "in sample"
 
 
 def main() -> int:
+    """Runs the command."""
     parser = argparse.ArgumentParser(prog="python -m studies.strength_figure", description="Draw preference strength.")
     parser.add_argument("pairs", type=Path, help="pairs.jsonl of stage preferences")
     parser.add_argument("figure", type=Path, help="SVG to write")

@@ -66,14 +66,17 @@ class Unit:
 
     @property
     def name(self) -> str:
+        """The study, the arm and the seed."""
         return f"{self.study.name}/{self.arm.name}/{self.seed}"
 
     @property
     def row_path(self) -> Path:
+        """The file of the unit's row."""
         return self.study.directory / f"{self.arm.name}.seed{self.seed}.json"
 
     @cached_property
     def config(self) -> Config:
+        """The configuration that the unit runs."""
         return load_config(CONFIG, [*self.arm.overrides, f"run.seed={self.seed}"])
 
     def config_hash(self) -> str:

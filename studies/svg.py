@@ -29,6 +29,7 @@ LABEL_CHARS = 26  # a longer label is broken into lines
 
 
 def figure(height: int, title: str) -> Figure:
+    """An empty figure with a title."""
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)  # inches
     figure = Figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI, layout=layout, facecolor="white")
     FigureCanvasSVG(figure)
@@ -54,6 +55,7 @@ def finish(axes: Axes, x: str, y: str, bounded: bool = False) -> None:
 
 
 def entries(axes: Axes) -> list[Line2D]:
+    """The lines that a legend names."""
     return [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
 
 
@@ -65,6 +67,7 @@ def legend(axes: Axes, entries: Sequence[Line2D]) -> None:
 
 
 def write(figure: Figure, path: Path) -> None:
+    """Writes a figure as SVG; same numbers, same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "studies"}):
         figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})

@@ -28,6 +28,7 @@ from studies.study import Unit, unit_called
 
 
 def main() -> None:
+    """Runs the units that come by standard input, one after the other, until it closes."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     torch.set_num_threads(1)

@@ -154,6 +154,7 @@ def _rated_response(fields: Fields) -> RatedResponse:
 
 
 def preference_pair(fields: Fields) -> PreferencePair:
+    """A pair from the fields of a row. Raises DataError where the two responses are the same text."""
     fields = _with_prompt(fields)
     read = functools.partial(text_of, fields, may_be_empty=True)
     pair = PreferencePair(messages_of(fields), read("chosen"), read("rejected"))
@@ -193,6 +194,7 @@ def messages_of(fields: Fields) -> tuple[Message, ...]:
 
 
 def message_of(key: str, turn: object) -> Message:
+    """A message from one turn of a row. Raises DataError for a turn that is none."""
     if not isinstance(turn, Mapping) or not {"role", "content"} <= set(turn):
         raise DataError(f'"{key}" has the turn {short(turn)}; wanted {{"role": .., "content": ..}}')
     if turn["role"] not in ROLES:
@@ -201,6 +203,7 @@ def message_of(key: str, turn: object) -> Message:
 
 
 def text_of(fields: Fields, key: str, may_be_empty: bool = False) -> str:
+    """The text of a field. Raises DataError where it is missing, no text, or empty without leave."""
     value = fields.get(key)
     if not isinstance(value, str):
         got = f"is {short(value)}" if key in fields else f"is missing; got the keys {sorted(fields)}"

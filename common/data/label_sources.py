@@ -31,6 +31,7 @@ class LabelFiles:
     strengths: str | None = None
 
     def all(self) -> tuple[str | None, str | None, str | None]:
+        """The three paths, None where a kind of label is absent."""
         return self.ratings, self.pairs, self.strengths
 
 

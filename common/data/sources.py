@@ -33,6 +33,7 @@ def is_hub_name(source: str) -> bool:
 
 
 def raw_rows(source: str) -> Iterator[tuple[str, bytes | Fields]]:
+    """The rows of a file or Hub data set with their places; a line of text is not parsed yet. Raises DataError."""
     path = Path(source).expanduser()
     if path.is_file() and source.endswith(".parquet"):
         return _parquet_rows(path)
@@ -83,6 +84,7 @@ def _hub_rows(source: str) -> Iterator[tuple[str, Fields]]:
 
 
 def fields_of(raw: bytes | Fields) -> Fields:
+    """The fields of a row. Raises DataError for a line that is no JSON object."""
     if not isinstance(raw, bytes):
         return raw
     try:
@@ -97,5 +99,6 @@ def fields_of(raw: bytes | Fields) -> Fields:
 
 
 def short(value: object) -> str:
+    """A value as text of at most 80 characters, for messages."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -19,4 +19,5 @@ class QueueAddress:
     incarnation: int
 
     def connect(self) -> Queue:
+        """A queue with a connection of its own."""
         return Queue(self.url, self.password, self.run, self.config, self.incarnation)

@@ -50,6 +50,7 @@ class Ledger:
         return len(self.trained) + len(self.dropped)
 
     def has_ended(self, slot: int) -> bool:
+        """Whether a slot was trained or dropped."""
         return slot < self.next_slot or slot in self.dropped or slot in self.trained
 
     def train(self, slot: int, step: int) -> None:

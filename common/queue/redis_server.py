@@ -65,6 +65,7 @@ class EmbeddedRedis:
 
     @property
     def url(self) -> str:
+        """The address of the server on this machine."""
         return f"redis://127.0.0.1:{self._port}/0"
 
     @property

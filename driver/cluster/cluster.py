@@ -87,6 +87,7 @@ class Cluster:
         self.actors.begin_start()
 
     def make_rewarders(self) -> None:
+        """Makes every rewarder."""
         settings, aggregation = self._config.rewarder, self._config.aggregation
         place, device = Place(settings.gpus, settings.threads), _device(settings.gpus)
         for index in range(settings.num):

@@ -26,11 +26,13 @@ class NodeDisk:
         return manifest(Path(path))
 
     def read(self, path: str, offset: int, size: int) -> bytes:
+        """Up to `size` bytes of a file from `offset`."""
         with Path(path).open("rb") as file:
             file.seek(offset)
             return file.read(size)
 
     def append(self, path: str, piece: bytes) -> None:
+        """Adds bytes at the end of a file, which it makes with its folders where they are absent."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with Path(path).open("ab") as file:
             file.write(piece)
@@ -40,6 +42,7 @@ class NodeDisk:
         remove(Path(path))
 
     def rename(self, path: str, target: str) -> None:
+        """Puts a path in the place of `target`, which is removed first."""
         remove(Path(target))
         Path(path).rename(target)
 

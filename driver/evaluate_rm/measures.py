@@ -38,6 +38,7 @@ class Outcome:
 
     @property
     def tied(self) -> bool:
+        """Whether the worst right answer and the best wrong one have the same score."""
         return min(self.right) == max(self.wrong)
 
 

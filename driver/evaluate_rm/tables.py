@@ -45,6 +45,7 @@ def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def decimal(value: float, digits: int = 3) -> str:
+    """A number with a fixed count of decimals; a dash where it was not measured."""
     return f"{value:.{digits}f}" if math.isfinite(value) else ABSENT
 
 

@@ -20,6 +20,7 @@ class Explained:
 
     @property
     def is_pair(self) -> bool:
+        """Whether there are two responses, which can be compared."""
         return len(self.responses) == 2
 
 

@@ -54,6 +54,7 @@ def repo_name(config: Config, which: int, local: str) -> str:
 
 
 def versions(facts: Facts) -> str:
+    """The section with the versions of packages and of the code."""
     found = facts.environment
     packages = found.get("versions")
     rows = list(packages.items()) if isinstance(packages, dict) else []
@@ -112,12 +113,15 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def cell(value: object) -> str:
+    """Text that fits into one cell of a Markdown table."""
     return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def bullets(lines: Iterable[str]) -> str:
+    """A Markdown list."""
     return "\n".join(f"- {cell(line)}" for line in lines)
 
 
 def code(text: str) -> str:
+    """A Markdown block of Python code."""
     return f"```python\n{text.strip()}\n```"

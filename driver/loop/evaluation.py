@@ -36,10 +36,12 @@ def judge_policy(actors: Actors, config: Config, prompts: Sequence[Prompt], step
 
 
 def mean_gold(rows: Sequence[dict[str, object]]) -> float:
+    """The mean gold score of judged responses."""
     return float(np.mean(golds(rows)))
 
 
 def golds(rows: Sequence[dict[str, object]]) -> list[float]:
+    """The gold score of each judged response."""
     return [float(row["scores"]["gold"]) for row in rows]  # type: ignore[index]
 
 

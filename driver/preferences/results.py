@@ -67,6 +67,7 @@ class Strength:
 
     @property
     def share_below_0(self) -> float:
+        """The share of pairs whose label the members contradict."""
         return float((self.strength.mean < 0).mean())
 
     @property

@@ -27,6 +27,7 @@ from learner.preferences.worker import Fitted
 
 
 def run_preferences(run: Run) -> None:
+    """Trains the members, and writes the strength of every pair, the report and the page."""
     config, source = run.config, run.labelled.pairs
     assert source is not None, "the preflight asks for pairs"
     for path in (run.anchor, source):

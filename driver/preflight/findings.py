@@ -13,9 +13,11 @@ class Findings:
     notes: list[str] = field(default_factory=list)
 
     def problem(self, text: str) -> None:
+        """Adds a problem, which keeps the run from starting."""
         self.problems.append(text)
 
     def note(self, text: str) -> None:
+        """Adds a note, which is printed."""
         self.notes.append(text)
 
 

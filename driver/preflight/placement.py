@@ -226,6 +226,7 @@ def _device(role: Role) -> str:
 
 
 def format_gib(num_bytes: float | None) -> str:
+    """A number of bytes in GiB as text."""
     if num_bytes is None:
         return "unknown"
     return f"{num_bytes / GIB:.{1 if num_bytes >= GIB or not num_bytes else 3}f} GiB"

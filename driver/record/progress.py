@@ -23,6 +23,7 @@ class Progress:
         self._done, self._started, self._printed = 0, time.monotonic(), time.monotonic()
 
     def advance(self, count: int, values: Mapping[str, float] | None = None) -> None:
+        """Counts `count` more units as done, and shows the values beside them."""
         self.reach(self._done + count, values)
 
     def reach(self, done: int, values: Mapping[str, float] | None = None) -> None:

@@ -117,6 +117,7 @@ class RunFiles:
 
     @property
     def steps(self) -> list[int]:
+        """The steps that have a line."""
         return [int(row["step"]) for row in self.rows]
 
     @property

@@ -67,14 +67,17 @@ class BackboneLandscape:
     # ---- Landscape ----------------------------------------------------------------------------------------------------
 
     def gradient(self, loss: Loss, at: Tensor | None = None) -> tuple[float, Tensor]:
+        """The value and the gradient of a loss; nothing stays in the update."""
         value = self.accumulate(loss, 1.0, at)
         return value, self._engine.take_gradient()
 
     def accumulate(self, loss: Loss, weight: float, at: Tensor | None = None) -> float:
+        """Adds weight * gradient to the update and answers the loss."""
         with self._moved(at):
             return self._backward(loss, weight, [None] * len(self._parts[loss]))
 
     def accumulate_curvature(self, loss: Loss, weight: float, vector: Tensor) -> None:
+        """Adds weight * H_loss(theta) vector to the update, from a finite difference of gradients."""
         length = self.dot(vector, vector) ** 0.5
         if length == 0:
             return
@@ -86,15 +89,18 @@ class BackboneLandscape:
         self._precision = self._engine.precision
 
     def dot(self, a: Tensor, b: Tensor) -> float:
+        """The inner product over all ranks."""
         return self._engine.dot(a, b)
 
     def keep(self, by: Tensor) -> None:
+        """Moves the parameters by a vector, for good."""
         self._engine.shift(by, 1.0)
         self._engine.keep()
 
     # ---- Fit ----------------------------------------------------------------------------------------------------------
 
     def draw(self) -> None:
+        """Draws the batches of the next update."""
         settings = self._method.settings
         fresh, original = (self._draw(sets, settings.batch_pairs) for sets in (self._sets.fresh, self._sets.original))
         weight = self._method.original_weight(bool(fresh))
@@ -103,6 +109,7 @@ class BackboneLandscape:
         self._parts: dict[Loss, list[Part]] = {"pairs": pairs, "spread": self._cut(meta, 1.0, False)}
 
     def step(self, scale: float) -> None:
+        """Makes the update with the learning rate times `scale`."""
         self._engine.step(scale)
 
     # ---- passes -------------------------------------------------------------------------------------------------------

@@ -46,15 +46,18 @@ class CachedLandscape:
     # ---- Landscape ----------------------------------------------------------------------------------------------------
 
     def gradient(self, loss: Loss, at: Tensor | None = None) -> tuple[float, Tensor]:
+        """The value and the gradient of a loss; nothing stays in the update."""
         value = self._loss(loss, at)
         return value.item(), _flat(torch.autograd.grad(value, list(self._parameters.values()), materialize_grads=True))
 
     def accumulate(self, loss: Loss, weight: float, at: Tensor | None = None) -> float:
+        """Adds weight * gradient to the update and answers the loss."""
         value, gradient = self.gradient(loss, at)
         self._add(weight * gradient)
         return value
 
     def accumulate_curvature(self, loss: Loss, weight: float, vector: Tensor) -> None:
+        """Adds weight * H_loss(theta) vector to the update, exactly, by a second backward pass."""
         parameters = list(self._parameters.values())
         first = torch.autograd.grad(self._loss(loss, None), parameters, create_graph=True, materialize_grads=True)
         along = (_flat(first) * vector).sum()
@@ -62,16 +65,19 @@ class CachedLandscape:
         self._add(weight * _flat(second))
 
     def dot(self, a: Tensor, b: Tensor) -> float:
+        """The inner product."""
         return float(a @ b)
 
     @torch.no_grad()
     def keep(self, by: Tensor) -> None:
+        """Moves the parameters by a vector, for good."""
         for parameter, part in zip(self._parameters.values(), self._split(by), strict=True):
             parameter += part
 
     # ---- Fit ----------------------------------------------------------------------------------------------------------
 
     def draw(self) -> None:
+        """Draws the batches of the next update."""
         self._batches = [self._pairs_of(f) for f in (self._fresh, self._original) if f is not None]
         self._rated = self._draw(self._original.ratings.isfinite().any(1).nonzero().flatten(), RATED_ROWS)
         if self._meta is not None:
@@ -80,6 +86,7 @@ class CachedLandscape:
             self._comparisons = spread_pairs(self._meta.prompt_of[self._meta_rows], len(prompts))
 
     def step(self, scale: float) -> None:
+        """Makes the update with the learning rate times `scale`."""
         for group in self._optimizer.param_groups:
             group["lr"] = self._method.settings.learning_rate * scale
         self._optimizer.step()

@@ -42,6 +42,7 @@ class Proposal:
 
     @property
     def items(self) -> list[PairItem]:
+        """All pairs that the judge is asked about."""
         return [*self.fit, *self.evidence]
 
 
@@ -87,6 +88,7 @@ class Usable:
 
     @property
     def samples(self) -> Samples:
+        """The two responses as the judge sees them."""
         return Samples(self.scored.group.prompt.messages, tuple(self.order))
 
     def pair(self, number: int) -> PairItem:

@@ -37,6 +37,7 @@ class Evidence:
 
     @property
     def losses(self) -> int:
+        """The number of pairs that the served version orders rightly and the candidate wrongly."""
         return int((self.served & ~self.candidate).sum())
 
 

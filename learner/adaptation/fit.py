@@ -34,6 +34,7 @@ class Method:
 
     @property
     def rules(self) -> Rules:
+        """What a candidate must show to serve."""
         adaptation = self.settings
         return Rules(adaptation.level, adaptation.min_pairs, adaptation.guard_accuracy, adaptation.guard_r2)
 

@@ -71,6 +71,7 @@ def paired(rows: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase, m
 
 
 def sets_of(rows: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[PromptSet]:
+    """The pairs as sets of prompts that training reads."""
     return list(prompt_sets([], rows, [OBJECTIVE], tokenizer, max_tokens).values())
 
 
@@ -91,6 +92,7 @@ class Start:
         self._dtype = "float32" if trained else config.rewarder.dtype
 
     def seeds(self, member: int) -> Seeds:
+        """The seeds of one member."""
         own = self._run_seed * 1009 + 1 + member
         return Seeds(own, own if self._vary else self._run_seed)
 

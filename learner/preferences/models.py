@@ -54,4 +54,5 @@ def average(directories: Sequence[str], dtype: str) -> GatedRewardModel:
 
 
 def save_average(directories: Sequence[str], target: str, dtype: str) -> None:
+    """Writes the average of the members' models."""
     average(directories, dtype).save(target, AutoTokenizer.from_pretrained(directories[0]))

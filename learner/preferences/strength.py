@@ -130,6 +130,7 @@ def buckets(found: Moments, count: int = BUCKETS) -> list[Bucket]:
 
 
 def quantiles(mean: Floats) -> dict[str, float]:
+    """The quantiles of the strengths, by level."""
     return {f"{level:g}": float(value) for level, value in zip(QUANTILES, np.quantile(mean, QUANTILES), strict=True)}
 
 

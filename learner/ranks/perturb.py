@@ -112,6 +112,7 @@ class PartitionedWeights(Weights):
         self._stage = stage
 
     def clear_gradient(self) -> None:
+        """Forgets the gradient that was accumulated."""
         self._optimizer.zero_grad()
         for group in self._optimizer.averaged_gradients:
             self._optimizer.averaged_gradients[group] = None  # as step does: it is this rank's part, and taken
@@ -137,11 +138,13 @@ class ShardedWeights(Weights):
     _partitioned = True
 
     def after_step(self) -> None:
+        """Clears what a step of the optimizer leaves behind."""
         # DeepSpeed (0.19) never clears its shards of gradients: the first backward after a step overwrites those that it
         # reaches, and a parameter that it does not reach keeps the gradient of the step before. Delete when step clears them.
         self.clear_gradient()
 
     def clear_gradient(self) -> None:
+        """Forgets the gradient that was accumulated."""
         for gradient in self._gradients():
             gradient.zero_()
 

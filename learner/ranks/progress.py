@@ -31,6 +31,7 @@ class Watched:
         return self._progress
 
     def forget_progress(self) -> None:
+        """Forgets the progress of an earlier call."""
         self._progress = NOTHING
 
     def _report(self, what: str, done: int, total: int, values: dict[str, float]) -> None:

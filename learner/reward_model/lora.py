@@ -28,6 +28,7 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
+        """The layer's output plus the low-rank update's."""
         plain = self.base(x)  # under autocast its dtype is another than that of x
         return plain + (x.float() @ self.down.T @ self.up.T).to(plain.dtype)
 

@@ -75,9 +75,11 @@ class Sums:
 
     @property
     def hidden(self) -> int:
+        """The number of features."""
         return len(self.cross)
 
     def gram(self, column: int) -> Gram:
+        """The Gram matrix that a column belongs to."""
         return next(gram for gram in self.grams if column in gram.columns)
 
     def squared_error(self, column: int, weights: Tensor) -> Tensor:
@@ -86,6 +88,7 @@ class Sums:
         return (quadratic - 2 * self.cross[:, column] @ weights + self.squares[column]).clamp_min(0)
 
     def r2(self, column: int, squared_error: float) -> float:
+        """The share of a column's variance that a fit with this squared error explains; NaN for a constant column."""
         spread = float(self.squares[column] - self.total[column].square() / self.count[column])
         return 1 - squared_error / spread if spread > 1e-12 * float(self.squares[column]) else float("nan")
 
