@@ -174,6 +174,7 @@ class Group(Generic[W]):
         return len(self._members)
 
     def add(self, member: Member[W]) -> None:
+        """Adds a member at the end."""
         self._members.append(member)
 
     def only(self, indices: Iterable[int]) -> Group[W]:
@@ -209,6 +210,7 @@ class Group(Generic[W]):
         return self._roles.answers(pending, self._limit_s)
 
     def have_answered(self, pending: Pending[R], within_s: float) -> bool:
+        """Whether every member answers a call that has begun within the time given."""
         return self._roles.have_answered(pending, within_s)
 
     def settle(self, pending: Pending[R], within_s: float) -> None:

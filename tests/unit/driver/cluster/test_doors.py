@@ -21,7 +21,7 @@ THE_FILE = ROOT / "driver" / "cluster" / "calls.py"
 WORKERS = (ActorWorker, LearnerWorker, NodeDisk, PreferenceWorker, RewarderWorker, RewardJudge, RmAdapter)
 METHODS = {name for worker in WORKERS for name in dir(worker) if not name.startswith("_")}
 # These take words that a method has for a name too: a part of a step, a purpose of sampling, a way to finish, a key.
-WORDS_OF = {"ends", "sample_prompts", "JudgeItem", "_moved", "Role", "get", "Stage"}
+WORDS_OF = {"ends", "sample_prompts", "JudgeItem", "Part", "Role", "get", "Stage"}
 
 
 def calls_by_string(source: str) -> list[str]:
