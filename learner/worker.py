@@ -27,7 +27,7 @@ from learner.adaptation.ocrm import log_ratios
 from learner.policy import sft
 from learner.policy.source import revision_of, tokenizer_of
 from learner.policy.step_metrics import check_staleness, explain, group_metrics
-from learner.policy.train import train_step
+from learner.policy.train import PolicyStep
 from learner.policy.transform_metrics import transform_metrics
 from learner.policy.weights import probe_logprobs, to_shards
 from learner.ranks.engine import Engine, freeze, init_process_group
@@ -141,9 +141,8 @@ class LearnerWorker(Watched):
         """Trains on these groups; the policy is then version `step`."""
         learner, temperature = self._learner, self._config.actors.temperature
         check_staleness(groups, step - 1, self._config.iteration.max_staleness)
-        metrics = train_step(
-            self._engine, self._reference, groups, learner, temperature, self._rank, self._device, self._updates
-        )
+        step_of = PolicyStep(self._engine, self._reference, learner, temperature, self._rank, self._device)
+        metrics = step_of.run(groups, self._updates)
         self._updates += learner.num_updates
         objectives, terms = self._config.rewarder.objectives, self._term_names()
         metrics.update(group_metrics(groups, objectives, terms, step - 1))

@@ -122,7 +122,7 @@ class Evaluation:
             with torch.no_grad():
                 logits = self._reference(input_ids=batch.token_ids, attention_mask=batch.mask, use_cache=False).logits
             gap = batch.rollout_logprobs - token_logprobs(logits, batch.token_ids, 1.0)
-            total += float(torch.where(batch.response, gap, 0.0).sum())
+            total += float(torch.where(batch.response_mask, gap, 0.0).sum())
         return total / len(rows)
 
 

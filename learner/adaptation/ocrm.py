@@ -58,6 +58,6 @@ def log_ratios(
                 )
                 for model in (policy, reference)
             ]
-        gap = torch.where(batch.response, log_probs[0] - log_probs[1], 0.0).sum(1)
+        gap = torch.where(batch.response_mask, log_probs[0] - log_probs[1], 0.0).sum(1)
         found[indices] = gap[: len(indices)].cpu()
     return reduce_sum(found).reshape(-1, 2).numpy()

@@ -75,7 +75,7 @@ def _accumulate(engine: Engine, rows: Sequence[Row], micro_batch_tokens: int, ra
         batch = collate([rows[index] for index in indices]).to(device)
         with engine.precision():
             logits = engine.module(input_ids=batch.token_ids, attention_mask=batch.mask, use_cache=False).logits
-        loss = masked_mean(-token_logprobs(logits, batch.token_ids, 1.0), batch.response, num_tokens)
+        loss = masked_mean(-token_logprobs(logits, batch.token_ids, 1.0), batch.response_mask, num_tokens)
         engine.backward(loss * num_ranks())
         total += loss.detach().double().cpu()
     return float(reduce_sum(total))

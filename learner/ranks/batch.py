@@ -19,12 +19,12 @@ from rewarder.scoring import batches
 
 @dataclass(frozen=True)
 class Sequences:
-    """B rows of at most T tokens. token_ids [B, T] int64; mask [B, T] True on real tokens; response [B, T] True on response
-    tokens; rollout_logprobs [B, T] of the sampler; advantages [B, 1]."""
+    """B rows of at most T tokens. token_ids [B, T] int64; mask [B, T] True on real tokens; response_mask [B, T] True on
+    response tokens; rollout_logprobs [B, T] of the sampler; advantages [B, 1]."""
 
     token_ids: Tensor
     mask: Tensor
-    response: Tensor
+    response_mask: Tensor
     rollout_logprobs: Tensor
     advantages: Tensor
 
@@ -68,15 +68,15 @@ def collate(rows: Sequence[Row]) -> Sequences:
     width = max((len(row.token_ids) for row in rows), default=2)
     size = max(len(rows), 1)
     token_ids = torch.zeros(size, width, dtype=torch.long)
-    mask, response = torch.zeros(size, width, dtype=torch.bool), torch.zeros(size, width, dtype=torch.bool)
+    mask, response_mask = torch.zeros(size, width, dtype=torch.bool), torch.zeros(size, width, dtype=torch.bool)
     sampled, advantages = torch.zeros(size, width), torch.zeros(size, 1)
     for index, row in enumerate(rows):
         length = len(row.token_ids)
         token_ids[index, :length] = torch.from_numpy(row.token_ids.astype(np.int64))
         mask[index, :length] = True
-        response[index, row.response_start : length] = True
+        response_mask[index, row.response_start : length] = True
         sampled[index, row.response_start : length] = torch.from_numpy(row.rollout_logprobs.copy())
         advantages[index, 0] = row.advantage
     if not rows:
         mask[0, 0] = True
-    return Sequences(token_ids, mask, response, sampled, advantages)
+    return Sequences(token_ids, mask, response_mask, sampled, advantages)

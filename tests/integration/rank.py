@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM
 from common.config.config import LearnerConfig
 from common.config.file import load_config
 from common.types import Message, Prompt, Reward, Rollout, RolloutGroup, ScoredGroup
-from learner.policy.train import train_step
+from learner.policy.train import PolicyStep
 from learner.ranks.engine import Engine, freeze, init_process_group
 
 ROOT = Path(__file__).parent.parent.parent
@@ -84,7 +84,7 @@ def _train(
     reference = freeze(LlamaForCausalLM.from_pretrained(policy), config.zero_stage, device)
     metrics = []
     for step, batch in enumerate(batches):
-        metrics.append(train_step(engine, reference, batch, config, 1.0, rank, device, step))
+        metrics.append(PolicyStep(engine, reference, config, 1.0, rank, device).run(batch, step))
         if step == settings.get("restart_after"):
             engine.save(out / "checkpoint")
             engine = _engine(policy, config, device)

@@ -55,7 +55,7 @@ def test_rows_and_columns_line_up() -> None:
     rows = rows_of([group], group_advantages(torch.tensor([[1.0, 3.0]])))
     batch = collate(rows)
     assert batch.token_ids.tolist() == [[7, 8, 10, 0], [7, 8, 10, 11]]
-    assert batch.response.tolist() == [[False, False, True, False], [False, False, True, True]]
+    assert batch.response_mask.tolist() == [[False, False, True, False], [False, False, True, True]]
     assert batch.mask.tolist() == [[True, True, True, False], [True] * 4]
     assert batch.rollout_logprobs.tolist() == [[0.0, 0.0, -0.5, 0.0], [0.0, 0.0, -1.5, -1.5]]
     assert batch.advantages.tolist() == [[-1.0], [1.0]]
@@ -63,7 +63,7 @@ def test_rows_and_columns_line_up() -> None:
 
 def test_no_rows_make_a_pass_that_teaches_nothing() -> None:
     batch = collate([])
-    assert batch.mask.any() and not batch.response.any()
+    assert batch.mask.any() and not batch.response_mask.any()
 
 
 def test_group_metrics_by_hand() -> None:
