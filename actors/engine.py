@@ -41,7 +41,7 @@ class WeightsError(RuntimeError):
     """Published weights that do not fit the engine's model; the engine must not serve."""
 
 
-class Engine:
+class VllmEngine:
     """An AsyncLLM with the few calls that the loop needs. Make it inside a running event loop."""
 
     def __init__(self, model: str, policy: PolicyConfig, actors: ActorsConfig, max_prompt_tokens: int, shm: Path):

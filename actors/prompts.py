@@ -44,7 +44,7 @@ class Tokenizer(Protocol):
 def tokenize_prompts(
     rows: Sequence[PromptRow], tokenizer: Tokenizer, max_prompt_tokens: int, long_prompts: str
 ) -> tuple[list[Prompt], int]:
-    """The prompts through the chat template with the answer opened, in the order of `rows`, and how many were skipped
+    """The prompts through the chat template with the response opened, in the order of `rows`, and how many were skipped
     for being longer than max_prompt_tokens. With long_prompts "refuse" the first such prompt is a ValueError."""
     if not tokenizer.chat_template:
         raise ValueError(

@@ -12,14 +12,19 @@ import asyncio
 import logging
 import shutil
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from actors.gate import Gate
 from actors.prompts import SampleRequest, SlotPrompts
 from actors.rollout_loop import RolloutLoop
 from actors.shared_memory import directory
 from common.config.config import ActorsConfig, PolicyConfig
+from common.later import Later
 from common.queue.address import QueueAddress
 from common.types import FloatArray, IntArray, Prompt, Rollout
+
+if TYPE_CHECKING:
+    from actors.engine import VllmEngine
 
 logger = logging.getLogger(__name__)
 
@@ -36,27 +41,30 @@ class ActorWorker:
         self._engine_lock = asyncio.Lock()  # held by whatever stops the engine: a closed batch, or a weight update
         self._gate = Gate()
         self._failure: BaseException | None = None
+        self._engine: Later[VllmEngine] = Later("start")
+        self._loop: Later[RolloutLoop] = Later("connect")
+        self._serving: Later[asyncio.Task[None]] = Later("connect")
 
     async def start(self) -> None:
         """Starts the engine (tens of seconds)."""
         # vllm takes ten seconds to import, and the driver imports this file without needing it
-        from actors.engine import Engine
+        from actors.engine import VllmEngine
 
-        self._engine = Engine(*self._build)
+        self._engine.set(VllmEngine(*self._build))
 
     async def load_weights(self, version: int, shards: Sequence[bytes], names: Sequence[str]) -> None:
         """Closes the gate, waits for the closed batch in hand if there is one, and loads a version; `serve` opens the gate
         again. Over weights that were never proven, what is in flight is thrown away first."""
         if self._gate.close():
-            await self._engine.discard_in_flight()
+            await self._engine.value.discard_in_flight()
         async with self._engine_lock:
-            await self._engine.load_weights(version, shards, names)
+            await self._engine.value.load_weights(version, shards, names)
             self._gate.loaded = version
 
     async def probe(self, token_ids: IntArray) -> FloatArray:
         """Log-probs of the probe sequence under the loaded weights, [T-1] float32."""
         async with self._engine_lock:
-            return await self._engine.probe(token_ids)
+            return await self._engine.value.probe(token_ids)
 
     async def sample(
         self, prompts: Sequence[Prompt], num_responses: int, seeds: Sequence[int], salt: str
@@ -66,17 +74,18 @@ class ActorWorker:
             SampleRequest(prompt.token_ids, num_responses, seed) for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         async with self._engine_lock:
-            return await self._engine.sample(requests, salt)
+            return await self._engine.value.sample(requests, salt)
 
     async def set_iteration(self, shard: Sequence[Prompt], first_slot: int) -> None:
         """The prompts of the iteration whose first slot is first_slot."""
-        self._loop.slots = SlotPrompts(shard, first_slot, self._seed)
+        self._loop.value.slots = SlotPrompts(shard, first_slot, self._seed)
 
     async def connect(self, address: QueueAddress, max_slots: int, in_flight: bool) -> None:
         """Starts the serving loop behind its closed gate; it takes at most max_slots slots at once."""
         queue, size = address.connect(), self._actors.responses_per_prompt
-        self._loop = RolloutLoop(self._name, self._engine, self._engine_lock, self._gate, queue, self._seed, size)
-        self._serving = asyncio.create_task(self._run(max_slots, in_flight, address.config.reclaim_idle_s / 3))
+        loop = RolloutLoop(self._name, self._engine.value, self._engine_lock, self._gate, queue, self._seed, size)
+        self._loop.set(loop)
+        self._serving.set(asyncio.create_task(self._run(max_slots, in_flight, address.config.reclaim_idle_s / 3)))
 
     async def serve(self, version: int) -> None:
         """Opens the gate: the driver has verified that this engine holds `version`."""
@@ -86,16 +95,16 @@ class ActorWorker:
         """Raises the failure of the serving loop, if any; else tokens sampled and the seconds that took."""
         if self._failure is not None:
             raise self._failure
-        return {"tokens": float(self._loop.tokens), "busy_s": self._loop.busy.seconds}
+        return {"tokens": float(self._loop.value.tokens), "busy_s": self._loop.value.busy.seconds}
 
     async def stop(self) -> None:
         """Ends the engine and removes the shared memory of its weights."""
-        self._engine.shutdown()
+        self._engine.value.shutdown()
         shutil.rmtree(self._shm, ignore_errors=True)
 
     async def _run(self, max_slots: int, in_flight: bool, renew_s: float) -> None:
         try:
-            await self._loop.run(max_slots, in_flight, renew_s)
+            await self._loop.value.run(max_slots, in_flight, renew_s)
         except Exception as error:  # the loop's boundary: the driver asks `health` and stops the run
             logger.exception("actor %s stopped sampling", self._name)
             self._failure = error

@@ -28,7 +28,7 @@ from rewarder.scoring import (
     Conversation,
     Rendered,
     batches,
-    collate,
+    pad_conversations,
     render,
     score_responses,
     score_texts,
@@ -183,7 +183,7 @@ def prefix_rows(
 @torch.no_grad()
 def forward(model: GatedRewardModel, rendered: Sequence[Rendered]) -> RewardOutput:
     """One forward pass over padded rows."""
-    return model(*collate(rendered, model.device))
+    return model(*pad_conversations(rendered, model.device))
 
 
 @torch.no_grad()

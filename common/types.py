@@ -39,7 +39,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the policy answers. token_ids [P] int32 is `messages` through the policy's chat template, answer opened."""
+    """What the policy responds to. token_ids [P] int32 is `messages` through the policy's chat template, response opened."""
 
     prompt_id: str
     messages: tuple[Message, ...]

@@ -182,19 +182,19 @@ def closed_form_temperature(differences: Tensor, rated: Tensor) -> float | None:
 def calibration_warnings(s: float, report: CalibrationReport) -> list[str]:
     """What is suspicious about one term's temperature, with numbers: outside the band of the closed form, or no better than
     s = 1 on the pairs that it was not fitted on."""
-    found = []
+    warnings = []
     closed = report.closed_form
     if closed is not None and not 1 / BAND < s / closed < BAND:
-        found.append(
+        warnings.append(
             f"the temperature {s:.3g} is {s / closed:.2g} times the {closed:.3g} that the spread of the ratings around the "
             f"scores implies (wanted: within {BAND:g}x); look at the term's labels"
         )
     if not (report.nll <= report.nll_at_one and report.brier <= report.brier_at_one):
-        found.append(
+        warnings.append(
             f"at the temperature {s:.3g} log loss {report.nll:.3f} and Brier {report.brier:.3f} are no better than "
             f"{report.nll_at_one:.3f} and {report.brier_at_one:.3f} at s = 1, on {report.num_pairs} pairs"
         )
-    return found
+    return warnings
 
 
 def affine_warning(z: Tensor) -> str | None:

@@ -7,14 +7,17 @@ depend on which other pairs were asked about: a repeated round gets the same lab
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer
 
 from common.config.config import RewarderConfig
 from common.judge import TOO_LONG, PairItem, Verdict
+from common.later import Later
 from rewarder.aggregate import debias
 from rewarder.bradley_terry import load_gated_or_classifier
+from rewarder.model import GatedRewardModel
 from rewarder.scoring import ConversationTooLong, score_responses
 
 
@@ -23,12 +26,14 @@ class RewardJudge:
 
     def __init__(self, config: RewarderConfig, threads: int, device: str):
         self._config, self._device = config, device
+        self._model: Later[GatedRewardModel] = Later("load")
+        self._tokenizer: Later[Any] = Later("load")
         torch.set_num_threads(threads)
 
     def load(self, source: str, revision: str | None) -> None:
         """Puts the model of a directory or Hub id in place. Raises CheckpointError and OSError."""
-        self._model = load_gated_or_classifier(source, self._config.dtype, revision).to(self._device).eval()
-        self._tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        self._model.set(load_gated_or_classifier(source, self._config.dtype, revision).to(self._device).eval())
+        self._tokenizer.set(AutoTokenizer.from_pretrained(source, revision=revision))
 
     def compare(self, items: Sequence[PairItem]) -> list[Verdict]:
         """What the scores say of each pair: equal scores are a tie, and so is a pair that is too long for the model. Raises
@@ -39,10 +44,10 @@ class RewardJudge:
         limits = self._config.max_tokens, self._config.batch_tokens
         responses = [item.first, item.second]
         try:
-            scores, gate = score_responses(self._model, self._tokenizer, item.messages, responses, *limits)
+            scores, gate = score_responses(self._model.value, self._tokenizer.value, item.messages, responses, *limits)
         except ConversationTooLong:  # by this model's tokens; a cut response would be another one
             return Verdict("tie", TOO_LONG)
-        matrix = self._model.reward_transform_matrix.detach().cpu()
+        matrix = self._model.value.reward_transform_matrix.detach().cpu()
         first, second = (debias(scores, matrix) * gate).sum(-1).tolist()
         if first == second:
             return Verdict("tie")

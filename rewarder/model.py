@@ -44,7 +44,7 @@ class RewardOutput:
     response_state: Tensor
 
 
-class Gate(nn.Module):
+class GatingNetwork(nn.Module):
     """g = logit_scale * softmax(MLP(h_P) / temperature) over the objectives (last axis, whatever the rank): >= 0, sum =
     scale."""
 
@@ -77,7 +77,7 @@ class GatedRewardModel(nn.Module):
         self.sizes = sizes
         self.info = info
         self.regression_layer = nn.Linear(sizes.hidden, sizes.num_objectives, bias=False, dtype=torch.float32)
-        self.gating = Gate(sizes, initial_scale)
+        self.gating = GatingNetwork(sizes, initial_scale)
         identity = torch.eye(sizes.num_objectives, dtype=torch.float32)
         self.reward_transform_matrix = nn.Parameter(identity, requires_grad=False)
 

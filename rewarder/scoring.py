@@ -2,8 +2,8 @@
 prompt passes through the backbone once for all its responses.
 
 Owns how a conversation becomes tokens for the reward model; the rewarder's worker scores groups with `score_responses`,
-the learner's reward-model stages and evaluations use `render`, `batches` and `collate`, or `score_texts`. Rendering is
-by the reward model's own chat template, token level, so it has exactly the BOS that the template has.
+the learner's reward-model stages and evaluations use `render`, `batches` and `pad_conversations`, or `score_texts`. Rendering
+is by the reward model's own chat template, token level, so it has exactly the BOS that the template has.
 
 The gate reads the last token of the prompt's rendering (no generation prompt), the heads the last token of the whole;
 both are counted, never searched for, and special tokens spelled out in a response are removed: a policy cannot forge a
@@ -73,8 +73,8 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], resp
     if not messages or messages[-1].role != "user":
         raise ValueError(f"a prompt must end with a user message, got roles {[message.role for message in messages]}")
     turns = [{"role": message.role, "content": message.content} for message in messages]
-    answer = {"role": "assistant", "content": without_special_tokens(tokenizer, response)}
-    prompt, ids = _template(tokenizer, turns), _template(tokenizer, [*turns, answer])
+    turn = {"role": "assistant", "content": without_special_tokens(tokenizer, response)}
+    prompt, ids = _template(tokenizer, turns), _template(tokenizer, [*turns, turn])
     if ids[: len(prompt)] != prompt or len(ids) == len(prompt):
         raise ValueError(
             f"the chat template of {tokenizer.name_or_path} gives a prompt of {len(prompt)} tokens, not a proper "
@@ -109,7 +109,7 @@ def check_finite(scores: Tensor, gates: Tensor, responses: Sequence[str]) -> Non
         )
 
 
-def collate(conversations: Sequence[Rendered], device: torch.device | str = "cpu") -> Batch:
+def pad_conversations(conversations: Sequence[Rendered], device: torch.device | str = "cpu") -> Batch:
     """Right-padded tensors; pads are masked and never read, so their id (0) does not matter."""
     lengths = torch.tensor([len(c.ids) for c in conversations])
     ids = torch.zeros(len(conversations), int(lengths.max()), dtype=torch.long)
@@ -162,7 +162,7 @@ def score_responses(
 def states_of_group(model: GatedRewardModel, rendered: Sequence[Rendered], batch_tokens: int) -> tuple[Tensor, Tensor]:
     """h_P [H] of the prompt that all `rendered` begin with and h_R [G, H], from whole conversations."""
     cut = list(batches([len(r.ids) for r in rendered], batch_tokens))
-    parts = [model.states(*collate([rendered[i] for i in batch], model.device)) for batch in cut]
+    parts = [model.states(*pad_conversations([rendered[i] for i in batch], model.device)) for batch in cut]
     return parts[0][0][0], _in_order(cut, [responses for _, responses in parts])
 
 
@@ -187,7 +187,7 @@ def _in_order(cut: Sequence[Sequence[int]], parts: Sequence[Tensor]) -> Tensor:
 def _states_after(model: GatedRewardModel, cache: DynamicCache, start: int, rest: Sequence[Rendered]) -> Tensor:
     """h_R [B, H] of responses that begin at position `start`; the cache, of one row, is used up."""
     cache.batch_repeat_interleave(len(rest))
-    batch = collate(rest, model.device)
+    batch = pad_conversations(rest, model.device)
     mask = torch.cat([batch.attention_mask.new_ones(len(rest), start), batch.attention_mask], 1)
     hidden = model.backbone(
         input_ids=batch.input_ids,
@@ -216,7 +216,7 @@ def score_texts(
     gates = torch.zeros_like(scores)
     for batch in batches([len(r.ids) for r in rendered], batch_tokens):
         with torch.no_grad():
-            output: RewardOutput = model(*collate([rendered[i] for i in batch], model.device))
+            output: RewardOutput = model(*pad_conversations([rendered[i] for i in batch], model.device))
         scores[batch], gates[batch] = output.scores.cpu(), output.gate_weights.cpu()
     check_finite(scores, gates, [response for _, response in conversations])
     return scores, gates

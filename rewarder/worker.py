@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +21,13 @@ from transformers import AutoTokenizer
 
 from common.config.aggregations import term_names
 from common.config.config import AggregationConfig, RewarderConfig
+from common.later import Later
 from common.queue.address import QueueAddress
 from common.queue.codec import EncodeError
-from common.queue.queue import RolloutItem
+from common.queue.queue import Queue, RolloutItem
 from common.types import FloatArray, Message, Reward, RolloutGroup, ScoredGroup
 from rewarder.aggregate import center_and_scale, combined_scores, rewards
-from rewarder.aggregation import aggregation_of, check_live_groups
+from rewarder.aggregation import Aggregation, aggregation_of, check_live_groups
 from rewarder.model import GatedRewardModel
 from rewarder.pause import Pause
 from rewarder.references import reference_value
@@ -52,6 +54,18 @@ class ScoredReference:
     z: FloatArray
 
 
+@dataclass(frozen=True)
+class Served:
+    """What groups are scored with between two switches: the reward model, the aggregation over its objectives, the
+    temperatures [M] and the debiasing matrix [K, K]."""
+
+    model: GatedRewardModel
+    tokenizer: Any
+    aggregation: Aggregation
+    temperature: torch.Tensor
+    matrix: torch.Tensor
+
+
 class RewarderWorker:
     """Scores groups until it is stopped. A failure of the loop is raised by the next `health`."""
 
@@ -63,6 +77,8 @@ class RewarderWorker:
         self._pause = Pause()
         self._failure: BaseException | None = None
         self._busy_s, self._groups = 0.0, 0
+        self._served: Later[Served] = Later("load")
+        self._queue: Later[Queue] = Later("serve")
         torch.set_num_threads(config.threads)
 
     def load(self, directory: str, revision: str | None) -> int:
@@ -82,8 +98,8 @@ class RewarderWorker:
             raise ValueError(f"{directory}: {problem}; run stage reward_model again under this aggregation")
         temperature = torch.tensor(model.info.calibration.temperatures)
         with self._lock:
-            self._model, self._tokenizer = model.eval(), AutoTokenizer.from_pretrained(directory, revision=revision)
-            self._aggregation, self._temperature, self._matrix = aggregation, temperature, matrix
+            tokenizer = AutoTokenizer.from_pretrained(directory, revision=revision)
+            self._served.set(Served(model.eval(), tokenizer, aggregation, temperature, matrix))
         return model.info.rm_version
 
     def score_references(self, samples: Sequence[ReferenceSamples]) -> dict[str, ScoredReference]:
@@ -106,7 +122,7 @@ class RewarderWorker:
 
     def serve(self, queue: QueueAddress) -> None:
         """Starts scoring in a thread."""
-        self._queue = queue.connect()
+        self._queue.set(queue.connect())
         threading.Thread(target=self._run, daemon=True, name="scoring").start()
 
     def health(self) -> dict[str, float]:
@@ -124,8 +140,9 @@ class RewarderWorker:
         with self._lock, torch.no_grad():
             reference = self._reference_of(group.prompt.prompt_id)
             scores, gate = self._raw_scores(group.prompt.messages, responses)
-            terms, weights = rewards(scores, gate, self._matrix, reference, self._temperature, self._aggregation)
-            versions = self._model.info.rm_version, self._reference_version
+            served = self._served.value
+            terms, weights = rewards(scores, gate, served.matrix, reference, served.temperature, served.aggregation)
+            versions = served.model.info.rm_version, self._reference_version
         weights = weights.expand_as(terms)  # min weighs each response's terms by itself, the others the prompt's
         parts = [
             Reward(
@@ -143,7 +160,7 @@ class RewarderWorker:
         try:
             while True:
                 self._pause.wait()  # what is taken and not scored goes to another rewarder in time, as if this one were dead
-                for item in self._queue.take_rollouts(self._name, 1, BLOCK_S):
+                for item in self._queue.value.take_rollouts(self._name, 1, BLOCK_S):
                     with self._pause.work():
                         self._score_item(item)
         except BaseException as error:  # the thread's boundary: the driver asks `health` and stops the run
@@ -155,37 +172,38 @@ class RewarderWorker:
         try:
             scored = self.score(item.group)
         except (ConversationTooLong, ValueError) as error:  # this group's fault, not the rewarder's: dead-letter it
-            self._queue.drop(item, f"scoring: {error}")
+            self._queue.value.drop(item, f"scoring: {error}")
             return
         try:
-            self._queue.push_scored(item, scored)
+            self._queue.value.push_scored(item, scored)
         except EncodeError as error:
-            self._queue.drop(item, str(error))
+            self._queue.value.drop(item, str(error))
         self._busy_s += time.monotonic() - started
         self._groups += 1
 
     def _reference_of(self, prompt_id: str) -> torch.Tensor:
         """r_ref [M] of a prompt; zeros where nothing is centred on them."""
-        if not self._aggregation.needs_reference:
-            return torch.zeros(self._aggregation.num_terms)
+        aggregation = self._served.value.aggregation
+        if not aggregation.needs_reference:
+            return torch.zeros(aggregation.num_terms)
         reference = self._references.get(prompt_id)
         if reference is None:
             raise ValueError(f"prompt {prompt_id} has no references in {self._reference_version}")
         return torch.from_numpy(np.array(reference))
 
     def _raw_scores(self, messages: Sequence[Message], responses: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        limits = self._config.max_tokens, self._config.batch_tokens
-        return score_responses(self._model, self._tokenizer, messages, responses, *limits)
+        served, limits = self._served.value, (self._config.max_tokens, self._config.batch_tokens)
+        return score_responses(served.model, served.tokenizer, messages, responses, *limits)
 
     def _reference(self, sample: ReferenceSamples) -> ScoredReference:
-        settings, count = self._settings, len(sample.responses)
+        settings, served, count = self._settings, self._served.value, len(sample.responses)
         with torch.no_grad():
             responses = [*sample.responses, *settings.canned.values()]
             scores, gate = self._raw_scores(sample.messages, responses)
-            combined = combined_scores(scores, gate, self._matrix, self._aggregation)
+            combined = combined_scores(scores, gate, served.matrix, served.aggregation)
         value = reference_value(combined[:count], settings.quantile, settings.estimator)
-        names = term_names(asdict(settings), self._model.objectives)
+        names = term_names(asdict(settings), served.model.objectives)
         for row, term in enumerate(settings.canned, count):
             value[names.index(term)] = combined[row, names.index(term)]
-        z = center_and_scale(combined[:count], value, self._temperature)
+        z = center_and_scale(combined[:count], value, served.temperature)
         return ScoredReference(value.numpy(), z.numpy())

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from common.judge import JudgeItem, load_function
 from common.types import Prompt, Rollout
 from examples.sandbox.gold import OBJECTIVES
-from learner.ranks.batch import Row, collate
+from learner.ranks.batch import TokenRow, collate
 from learner.ranks.logprobs import token_logprobs
 from learner.reward_model.training import gated_score
 from rewarder.model import GatedRewardModel, RewardOutput
@@ -114,7 +114,8 @@ class Evaluation:
         """k1: the mean over sequences of the sum of log-prob differences, nats."""
         pairs = [(p, r) for p, rollouts in zip(self._prompts, sampled, strict=True) for r in rollouts]
         rows = [
-            Row(np.concatenate([p.token_ids, r.token_ids]), len(p.token_ids), r.rollout_logprobs, 0.0) for p, r in pairs
+            TokenRow(np.concatenate([p.token_ids, r.token_ids]), len(p.token_ids), r.rollout_logprobs, 0.0)
+            for p, r in pairs
         ]
         total = 0.0
         for indices in batches([len(row.token_ids) for row in rows], BATCH_TOKENS):

@@ -28,7 +28,7 @@ from driver.loop.publish import probe_tokens
 from learner.worker import LearnerWorker
 
 if TYPE_CHECKING:
-    from actors.engine import Engine
+    from actors.engine import VllmEngine
 
 Report = Callable[[str, int, int], None]  # (what, done, total)
 T = TypeVar("T")
@@ -42,7 +42,7 @@ class Lab:
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True, name="engine").start()
-        self._engine: Engine | None = None
+        self._engine: VllmEngine | None = None
         self._built_for: tuple[ActorsConfig, str] | None = None
         self._loads = 0
 
@@ -94,10 +94,10 @@ class Lab:
         """The tokenizer of a model's directory."""
         return AutoTokenizer.from_pretrained(directory)
 
-    async def _build(self, config: Config, model: Path) -> Engine:
-        from actors.engine import Engine  # vllm takes ten seconds to import, and tables need none of it
+    async def _build(self, config: Config, model: Path) -> VllmEngine:
+        from actors.engine import VllmEngine  # vllm takes ten seconds to import, and tables need none of it
 
-        return Engine(str(model), config.policy, config.actors, config.data.max_prompt_tokens, directory("study"))
+        return VllmEngine(str(model), config.policy, config.actors, config.data.max_prompt_tokens, directory("study"))
 
     def _load(
         self, version: int, shards: Sequence[bytes], names: Sequence[str], probe: IntArray, expected: FloatArray

@@ -31,7 +31,7 @@ from common.data.data import messages_of
 from common.data.split import is_held_out
 from common.judge import JudgeItem, load_function
 from common.types import Message
-from rewarder.scoring import BATCH_TOKENS, Conversation, Rendered, batches, collate, render
+from rewarder.scoring import BATCH_TOKENS, Conversation, Rendered, batches, pad_conversations, render
 from studies import artifacts
 from studies.evaluation import TIE
 from studies.prompts import training_prompts
@@ -178,7 +178,7 @@ def states_of(anchor: Path, rendered: Sequence[Rendered]) -> Tensor:
     decoder = AutoModel.from_pretrained(anchor, dtype=torch.float32)
     found = torch.zeros(len(rendered), 2 * decoder.config.hidden_size)
     for indices in batches([len(one.ids) for one in rendered], BATCH_TOKENS):
-        batch = collate([rendered[i] for i in indices], CPU)
+        batch = pad_conversations([rendered[i] for i in indices], CPU)
         hidden = decoder(batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).last_hidden_state
         found[indices] = pooled(hidden, batch.prompt_end, batch.response_end)
     return found

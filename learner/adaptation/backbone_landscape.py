@@ -26,7 +26,7 @@ from learner.reward_model.data import PromptSet, flatten
 from learner.reward_model.stage_1 import stage_1_losses
 from learner.reward_model.training import gated_score
 from rewarder.model import GatedRewardModel, RewardOutput
-from rewarder.scoring import collate
+from rewarder.scoring import pad_conversations
 
 PROBE = 0.001  # length of a finite difference's step in the parameters
 ROUGH_PROBE = 0.03  # of low-rank updates in a bfloat16 backbone, whose rounding is most of a smaller difference
@@ -63,6 +63,7 @@ class BackboneLandscape:
         rough = method.settings.tier == "lora" and model.backbone.dtype != torch.float32
         self._probe = ROUGH_PROBE if rough else PROBE
         self._rng = np.random.default_rng([method.seed, 2])
+        self._parts: dict[Loss, list[Part]] = {}
 
     # ---- Landscape ----------------------------------------------------------------------------------------------------
 
@@ -106,7 +107,7 @@ class BackboneLandscape:
         weight = self._method.original_weight(bool(fresh))
         pairs = [*self._cut(fresh, 1.0, False), *self._cut(original, weight, True)]
         meta = self._draw(self._sets.meta, settings.meta.prompts)
-        self._parts: dict[Loss, list[Part]] = {"pairs": pairs, "spread": self._cut(meta, 1.0, False)}
+        self._parts = {"pairs": pairs, "spread": self._cut(meta, 1.0, False)}
 
     def step(self, scale: float) -> None:
         """Makes the update with the learning rate times `scale`."""
@@ -157,7 +158,7 @@ class BackboneLandscape:
     def _forward(self, part: Part) -> tuple[RewardOutput, list[Tensor]]:
         rendered, *labels, _ = flatten(part.sets)
         with self._precision():
-            output = self._engine.module(*collate(rendered, self._model.device))
+            output = self._engine.module(*pad_conversations(rendered, self._model.device))
         return output, [values.to(self._model.device) for values in labels]
 
     # -------------------------------------------------------------------------------------------------------------------

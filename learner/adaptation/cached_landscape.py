@@ -38,6 +38,9 @@ class CachedLandscape:
         self._fresh, self._original, self._meta = fresh, original, meta
         self._heads = method.settings.tier == "heads"
         self._rng = np.random.default_rng([method.seed, 1])
+        nothing = torch.empty(0, dtype=torch.long)  # drawn anew by each `draw`
+        self._batches: list[Tensor] = []
+        self._rated, self._meta_rows, self._comparisons = nothing, nothing, spread_pairs(nothing, 1)
         prefix = ("gating.", HEADS) if self._heads else ("gating.",)
         self._parameters = {name: p for name, p in model.named_parameters() if name.startswith(prefix)}
         self._optimizer = torch.optim.AdamW(self._parameters.values(), lr=0.0, weight_decay=0.0)

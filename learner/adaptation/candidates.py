@@ -103,11 +103,11 @@ def _rounds(usable: Sequence[Usable]) -> Iterator[tuple[Usable, PairItem]]:
         yield from ((one, one.pair(number)) for one in usable if len(one.order) // 2 > number)
 
 
-def _most_doubtful(found: list[tuple[Usable, PairItem]], doubt: Doubt | None) -> list[tuple[Usable, PairItem]]:
+def _most_doubtful(pairs: list[tuple[Usable, PairItem]], doubt: Doubt | None) -> list[tuple[Usable, PairItem]]:
     """By falling doubt; as they are without it."""
-    if doubt is None or not found:
-        return found
-    return [found[i] for i in np.argsort(-np.asarray(doubt([pair for _, pair in found])), kind="stable")]
+    if doubt is None or not pairs:
+        return pairs
+    return [pairs[i] for i in np.argsort(-np.asarray(doubt([pair for _, pair in pairs])), kind="stable")]
 
 
 def is_evidence(messages: Sequence[Message], held_out_fraction: float) -> bool:

@@ -55,7 +55,7 @@ class Fit(Landscape, Protocol):
         ...
 
 
-def descend(fit: Fit, settings: AdaptationConfig, report: Report) -> None:
+def fit_candidate(fit: Fit, settings: AdaptationConfig, report: Report) -> None:
     """All updates of a fit."""
     meta = settings.meta
     inner = InnerStep(meta.step, meta.size)

@@ -46,7 +46,7 @@ def log_ratios(
 ) -> FloatArray:
     """log pi - log ref of both responses of each pair, [P, 2], by all ranks together."""
     texts = [Demonstration(pair.messages, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
-    rows, found = demonstration_rows(texts, tokenizer), torch.zeros(2 * len(pairs))
+    rows, ratios = demonstration_rows(texts, tokenizer), torch.zeros(2 * len(pairs))
     for indices in rank_micro_batches([len(row.token_ids) for row in rows], micro_batch_tokens, rank, num_ranks()):
         batch = collate([rows[i] for i in indices]).to(device)
         with torch.no_grad():
@@ -59,5 +59,5 @@ def log_ratios(
                 for model in (policy, reference)
             ]
         gap = torch.where(batch.response_mask, log_probs[0] - log_probs[1], 0.0).sum(1)
-        found[indices] = gap[: len(indices)].cpu()
-    return reduce_sum(found).reshape(-1, 2).numpy()
+        ratios[indices] = gap[: len(indices)].cpu()
+    return reduce_sum(ratios).reshape(-1, 2).numpy()

@@ -18,11 +18,11 @@ from learner.reward_model.data import Pair, PromptSet
 def labelled_by_itself(meta: Sequence[PromptSet], reward: Tensor, confidence: float, seed: int) -> list[PromptSet]:
     """One random pair of each prompt, kept where the model's own probability of its order is at least `confidence`; reward [N]
     in logits, of the prompts' conversations in order."""
-    rng, found, start = np.random.default_rng([seed, 3]), list[PromptSet](), 0
+    rng, labelled, start = np.random.default_rng([seed, 3]), list[PromptSet](), 0
     for prompt in meta:
         count = len(prompt.conversations)
         a, b = sorted(rng.choice(count, 2, replace=False), key=lambda i: -float(reward[start + i]))
         if float((reward[start + a] - reward[start + b]).sigmoid()) >= confidence:
-            found.append(replace(prompt, pairs=(Pair(int(a), int(b)),)))
+            labelled.append(replace(prompt, pairs=(Pair(int(a), int(b)),)))
         start += count
-    return found
+    return labelled

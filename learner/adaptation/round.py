@@ -23,7 +23,7 @@ from common.config.config import CACHED_TIERS, META_METHODS, LearnerConfig
 from learner.adaptation.backbone_landscape import FitSets
 from learner.adaptation.cached_landscape import CachedLandscape
 from learner.adaptation.evidence import Decision, Evidence, Standing, decide
-from learner.adaptation.fit import Method, descend
+from learner.adaptation.fit import Method, fit_candidate
 from learner.adaptation.meta_rm import spread, spread_pairs
 from learner.adaptation.pseudo_labels import labelled_by_itself
 from learner.adaptation.tiers import fit_backbone_tier
@@ -139,7 +139,7 @@ def _fit(
         return _weighing(model, data, method)
     fresh = _extract(model, data.fit, method) if data.fit else None
     original = _extract(model, data.training, method)
-    descend(CachedLandscape(model, fresh, original, before.meta, method, before.scale), settings, report)
+    fit_candidate(CachedLandscape(model, fresh, original, before.meta, method, before.scale), settings, report)
     scale = logit_scale(model, before.held_out)
     return None if scale is None else replace(before, scale=scale)
 

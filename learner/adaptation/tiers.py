@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from common.config.config import LearnerConfig
 from learner.adaptation.backbone_landscape import BackboneLandscape, FitSets
-from learner.adaptation.fit import Method, descend
+from learner.adaptation.fit import Method, fit_candidate
 from learner.ranks.engine import Engine
 from learner.ranks.progress import Report
 from learner.reward_model.lora import add_lora, merge_lora
@@ -36,7 +36,7 @@ def fit_backbone_tier(
     choose_trainable(trained, method)
     config = replace(learner, zero_stage=settings.zero_stage, weight_decay=0.0)
     engine = Engine(trained, config, settings.learning_rate, model.device)
-    descend(BackboneLandscape(engine, model, sets, method, scale), settings, report)
+    fit_candidate(BackboneLandscape(engine, model, sets, method, scale), settings, report)
     if trained is not model:
         _bring_back(engine, model, method)
     engine.free()

@@ -20,8 +20,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from common.config.config import Config
 from common.data.label_sources import LabelFiles
 from common.judge import PairItem, Preference
+from common.later import Later
 from common.queue.address import QueueAddress
 from common.queue.ledger import START
+from common.queue.queue import Queue
 from common.types import ScoredGroup
 from learner.adaptation.candidates import Proposal, judged_sets, propose, round_seed, unlabelled_sets
 from learner.adaptation.disagreement import of_ensemble, of_pairs
@@ -75,6 +77,8 @@ class RmAdapter(Watched):
         self._pairs = fitted, self._settings.evidence_pairs
         self._cursor = START
         self._groups: dict[int, ScoredGroup] = {}
+        self._files: Later[LabelFiles] = Later("set_original")
+        self._queue: Later[Queue] = Later("connect")
 
     def address(self) -> tuple[str, int]:
         """A host and free port of rank 0's node, for the process group."""
@@ -89,11 +93,11 @@ class RmAdapter(Watched):
 
     def set_original(self, files: LabelFiles) -> None:
         """The original data that the served model was made from."""
-        self._files = files
+        self._files.set(files)
 
     def connect(self, queue: QueueAddress) -> None:
         """Opens the scored stream."""
-        self._queue = queue.connect()
+        self._queue.set(queue.connect())
 
     def propose(self, number: int, first_slot: int) -> Proposal:
         """Pairs of the newest samples (slots from first_slot on), to be judged before `fit`, and samples without labels."""
@@ -145,7 +149,7 @@ class RmAdapter(Watched):
 
     def _read(self, first_slot: int) -> None:
         """Takes in what the stream has gained, and keeps the newest groups from first_slot on up to a bound."""
-        while records := self._queue.read_scored(self._cursor, READ_RECORDS, 0.0):
+        while records := self._queue.value.read_scored(self._cursor, READ_RECORDS, 0.0):
             for self._cursor, record in records:
                 if isinstance(record, ScoredGroup):
                     self._groups[record.group.slot] = record
@@ -161,7 +165,7 @@ class RmAdapter(Watched):
         most, training, proposal = self._rewarder.max_tokens, self._config.learner.reward_model, chosen.proposal
         rest = objectives, tokenizer
         settings = self._rewarder, training, chosen.pair_weights
-        original = reward_data.read_sides(self._files, objectives, tokenizer, *settings)
+        original = reward_data.read_sides(self._files.value, objectives, tokenizer, *settings)
         bounded = (self._bounded(sets) for sets in original)
         fit, evidence = (
             judged_sets(items, chosen.preferences, *rest, most)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.config.config import SftConfig
 from common.data.data import Demonstration
-from learner.ranks.batch import Row, collate, rank_micro_batches
+from learner.ranks.batch import TokenRow, collate, rank_micro_batches
 from learner.ranks.engine import Engine, num_ranks, reduce_sum
 from learner.ranks.logprobs import token_logprobs
 from learner.ranks.losses import masked_mean
@@ -22,30 +22,30 @@ from learner.ranks.progress import Report
 from learner.ranks.schedule import cosine
 
 
-def demonstration_rows(demonstrations: Sequence[Demonstration], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
+def demonstration_rows(demonstrations: Sequence[Demonstration], tokenizer: PreTrainedTokenizerBase) -> list[TokenRow]:
     """Each demonstration through the chat template; the response starts where the generation prompt ends."""
     return [_row(demonstration, tokenizer) for demonstration in demonstrations]
 
 
-def _row(demonstration: Demonstration, tokenizer: PreTrainedTokenizerBase) -> Row:
+def _row(demonstration: Demonstration, tokenizer: PreTrainedTokenizerBase) -> TokenRow:
     turns = [{"role": message.role, "content": message.content} for message in demonstration.messages]
-    answer = {"role": "assistant", "content": demonstration.response}
+    response = {"role": "assistant", "content": demonstration.response}
     prompt = cast(
         "list[int]", tokenizer.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=False)
     )
-    whole = cast("list[int]", tokenizer.apply_chat_template([*turns, answer], tokenize=True, return_dict=False))
+    whole = cast("list[int]", tokenizer.apply_chat_template([*turns, response], tokenize=True, return_dict=False))
     if whole[: len(prompt)] != prompt:
         raise ValueError(
-            f"the chat template of {tokenizer.name_or_path} opens an answer in other tokens than it renders one; "
+            f"the chat template of {tokenizer.name_or_path} opens a response in other tokens than it renders one; "
             "SFT would learn a prompt that sampling never shows. Use a template whose generation prompt is a prefix."
         )
     ids = np.array(whole, dtype=np.int32)
-    return Row(ids, len(prompt), np.zeros(len(ids) - len(prompt), dtype=np.float32), 0.0)
+    return TokenRow(ids, len(prompt), np.zeros(len(ids) - len(prompt), dtype=np.float32), 0.0)
 
 
 def train_sft(
     engine: Engine,
-    rows: Sequence[Row],
+    rows: Sequence[TokenRow],
     config: SftConfig,
     micro_batch_tokens: int,
     seed: int,
@@ -67,7 +67,9 @@ def train_sft(
     return {"sft/first_loss": float(np.mean(losses[:tenth])), "sft/last_loss": float(np.mean(losses[-tenth:]))}
 
 
-def _accumulate(engine: Engine, rows: Sequence[Row], micro_batch_tokens: int, rank: int, device: torch.device) -> float:
+def _accumulate(
+    engine: Engine, rows: Sequence[TokenRow], micro_batch_tokens: int, rank: int, device: torch.device
+) -> float:
     num_tokens = sum(len(row.token_ids) - row.response_start for row in rows)
     total = torch.zeros(1, dtype=torch.float64)
     lengths = [len(row.token_ids) for row in rows]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.config.config import LearnerConfig
 
-Sums = dict[str, Tensor]
+TokenSums = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class TokenValues:
     response_mask: Tensor
 
 
-def token_sums(values: TokenValues, loss: Tensor, config: LearnerConfig) -> Sums:
-    """Sums over the response tokens of a micro-batch, without gradient, as float64 scalars on the CPU."""
+def token_sums(values: TokenValues, loss: Tensor, config: LearnerConfig) -> TokenSums:
+    """TokenSums over the response tokens of a micro-batch, without gradient, as float64 scalars on the CPU."""
     mask, logprobs, weights = values.response_mask, values.policy_logprobs, values.importance_weights
     ratio = torch.where(mask, logprobs - values.old_logprobs, 0.0).exp()
     clipped = (ratio < 1 - config.clip_low) | (ratio > 1 + config.clip_high)
@@ -50,7 +50,7 @@ def token_sums(values: TokenValues, loss: Tensor, config: LearnerConfig) -> Sums
     return {name: value.detach().double().cpu() for name, value in sums.items()}
 
 
-def add_sums(first: Sums, second: Sums) -> Sums:
+def add_sums(first: TokenSums, second: TokenSums) -> TokenSums:
     """Both added name by name; no sums yet (an empty dict) count as zeros."""
     zero = torch.zeros((), dtype=torch.float64)
     return {name: first.get(name, zero) + value for name, value in second.items()}

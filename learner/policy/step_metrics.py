@@ -50,7 +50,7 @@ def check_staleness(groups: Sequence[ScoredGroup], policy_version: int, max_stal
         )
 
 
-def explain(
+def explained_sample(
     step: int, group: ScoredGroup, index: int, objectives: Sequence[str], terms: Sequence[str]
 ) -> dict[str, object]:
     """One response with everything its reward was made of, for samples.jsonl."""

@@ -21,8 +21,8 @@ from torch import Tensor
 from common.config.config import LearnerConfig
 from common.types import ScoredGroup
 from learner.policy.advantages import group_advantages
-from learner.policy.statistics import Sums, TokenValues, add_sums, policy_metrics, token_sums
-from learner.ranks.batch import Row, Sequences, collate, rank_micro_batches, rows_of
+from learner.policy.statistics import TokenSums, TokenValues, add_sums, policy_metrics, token_sums
+from learner.ranks.batch import Sequences, TokenRow, collate, rank_micro_batches, rows_of
 from learner.ranks.engine import Engine, num_ranks, reduce_sum
 from learner.ranks.logprobs import token_entropy, token_logprobs
 from learner.ranks.losses import clipped_policy_loss, importance_weights, kl_penalty, masked_mean
@@ -57,7 +57,7 @@ class PolicyStep:
         updates of earlier steps, for the warm-up. Raises NonFiniteLoss."""
         parts = _mini_batches(groups, self.config, self.rank)
         starts = self._start_logprobs(parts)
-        sums: Sums = {}
+        sums: TokenSums = {}
         grad_norms: list[float] = []
         for update, (part, start) in enumerate(zip(parts, starts, strict=True), updates_done):
             sums = add_sums(sums, self._accumulate(part, start))
@@ -73,15 +73,15 @@ class PolicyStep:
         with torch.no_grad():
             return [[self._policy_pass(batch.to(self.device))[0] for batch in part.batches] for part in parts]
 
-    def _accumulate(self, part: MiniBatch, starts: Sequence[Tensor | None]) -> Sums:
+    def _accumulate(self, part: MiniBatch, starts: Sequence[Tensor | None]) -> TokenSums:
         """Adds up the gradient of one update, and returns the sums of its tokens over all ranks."""
-        sums: Sums = {}
+        sums: TokenSums = {}
         for batch, start in zip(part.batches, starts, strict=True):
             sums = add_sums(sums, self._backward(batch.to(self.device), start, part.num_tokens))
         totals = reduce_sum(torch.stack(list(sums.values())))
         return dict(zip(sums, totals, strict=True))
 
-    def _backward(self, batch: Sequences, start: Tensor | None, num_tokens: int) -> Sums:
+    def _backward(self, batch: Sequences, start: Tensor | None, num_tokens: int) -> TokenSums:
         ref_logprobs = self._ref_logprobs(batch)
         policy_logprobs, logits = self._policy_pass(batch)
         start = policy_logprobs.detach() if start is None else start
@@ -114,7 +114,7 @@ class PolicyStep:
         return grad_norm
 
 
-def _check_finite(sums: Sums, update: int) -> None:
+def _check_finite(sums: TokenSums, update: int) -> None:
     values = {name: float(value) for name, value in sums.items()}
     if not all(math.isfinite(value) for value in values.values()):
         raise NonFiniteLoss(f"update {update}: statistics {values}")
@@ -131,7 +131,7 @@ def _mini_batches(groups: Sequence[ScoredGroup], config: LearnerConfig, rank: in
     return [_mini_batch(share, config.micro_batch_tokens, rank) for share in shares]
 
 
-def _mini_batch(rows: Sequence[Row], token_budget: int, rank: int) -> MiniBatch:
+def _mini_batch(rows: Sequence[TokenRow], token_budget: int, rank: int) -> MiniBatch:
     cuts = rank_micro_batches([len(row.token_ids) for row in rows], token_budget, rank, num_ranks())
     num_tokens = sum(len(row.token_ids) - row.response_start for row in rows)
     return MiniBatch([collate([rows[index] for index in cut]) for cut in cuts], num_tokens)

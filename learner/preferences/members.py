@@ -29,7 +29,7 @@ from learner.reward_model.data import PromptSet, flatten, prompt_sets
 from learner.reward_model.training import BLOCK_ROWS, descend, extract_features
 from rewarder.bradley_terry import OBJECTIVE, new_scalar_model
 from rewarder.model import GatedRewardModel
-from rewarder.scoring import batches, collate
+from rewarder.scoring import batches, pad_conversations
 
 ORDER = 13  # stream of the seed: a head's mini-batches
 
@@ -204,7 +204,7 @@ def scores_of(model: GatedRewardModel, sets: Sequence[PromptSet], micro_batch_to
     rendered = flatten(sets)[0]
     scores = torch.empty(len(rendered))
     for rows in batches([len(row.ids) for row in rendered], micro_batch_tokens):
-        scores[rows] = model(*collate([rendered[row] for row in rows], model.device)).scores[:, 0].cpu()
+        scores[rows] = model(*pad_conversations([rendered[row] for row in rows], model.device)).scores[:, 0].cpu()
     return scores
 
 

@@ -106,27 +106,27 @@ def moments(differences: Floats, counted: Mask) -> Moments:
 def accuracies(differences: Floats, counted: Mask) -> list[float]:
     """Of each member, the share of its counted pairs whose chosen response it scores higher; NaN where it has none."""
     return [
-        float((found[kept] > 0).mean()) if kept.any() else float("nan")
-        for found, kept in zip(differences, counted, strict=True)
+        float((gaps[kept] > 0).mean()) if kept.any() else float("nan")
+        for gaps, kept in zip(differences, counted, strict=True)
     ]
 
 
 def agreement(differences: Floats, counted: Mask) -> Agreement:
     """Between members, on the pairs that count for both (at least FEWEST_SHARED)."""
-    found = [
+    correlations = [
         spearman(torch.from_numpy(differences[a][shared]), torch.from_numpy(differences[b][shared]))
         for a, b in combinations(range(len(differences)), 2)
         if (shared := counted[a] & counted[b]).sum() >= FEWEST_SHARED
     ]
-    if not found:
+    if not correlations:
         return Agreement(float("nan"), float("nan"), float("nan"), 0)
-    return Agreement(float(np.mean(found)), min(found), max(found), len(found))
+    return Agreement(float(np.mean(correlations)), min(correlations), max(correlations), len(correlations))
 
 
-def buckets(found: Moments, count: int = BUCKETS) -> list[Bucket]:
+def buckets(moments: Moments, count: int = BUCKETS) -> list[Bucket]:
     """Equal parts (to one pair) of the pairs, from the weakest to the strongest; fewer where there are fewer pairs."""
-    order = np.argsort(found.mean, kind="stable")
-    return [_bucket(found, part) for part in np.array_split(order, min(count, len(order)))]
+    order = np.argsort(moments.mean, kind="stable")
+    return [_bucket(moments, part) for part in np.array_split(order, min(count, len(order)))]
 
 
 def quantiles(mean: Floats) -> dict[str, float]:
@@ -139,7 +139,7 @@ def histogram(values: dict[str, Floats], bins: int = BINS) -> Histogram:
     low, high = np.percentile(np.concatenate(list(values.values())), SHOWN)
     width = max(high - low, 1e-12) / bins
     edges = width * np.arange(np.floor(low / width), np.ceil(high / width) + 1)
-    inside = {name: np.clip(found, edges[0], edges[-1]) for name, found in values.items()}
+    inside = {name: np.clip(numbers, edges[0], edges[-1]) for name, numbers in values.items()}
     return Histogram(edges.tolist(), {name: np.histogram(v, edges)[0].tolist() for name, v in inside.items()})
 
 
@@ -153,6 +153,6 @@ def weakest(mean: Floats, count: int) -> list[int]:
     return np.argsort(mean, kind="stable")[:count].tolist()
 
 
-def _bucket(found: Moments, part: NDArray[np.intp]) -> Bucket:
-    mean, std = found.mean[part], found.std[part]
+def _bucket(moments: Moments, part: NDArray[np.intp]) -> Bucket:
+    mean, std = moments.mean[part], moments.std[part]
     return Bucket(len(part), float(mean[0]), float(mean[-1]), float(mean.mean()), float(std.mean()))

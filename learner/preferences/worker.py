@@ -66,12 +66,12 @@ class PreferenceWorker(Watched):
         differences, heads = np.empty((len(members), len(pairs.rows)), np.float32), []
         for at, member in enumerate(members):
             indices = drawn(~plan[member], self._settings.bootstrap, self._config.run.seed, member)
-            found = train(member, indices, self._report)
-            differences[at] = found.differences.numpy()
+            trained = train(member, indices, self._report)
+            differences[at] = trained.differences.numpy()
             check_differences(differences[at], member)
-            heads.append(found.head.numpy())
-            if self._settings.keep_models and found.model is not None:
-                save_member(found.model, self._objective, Path(directory) / f"member_{member}", pairs.tokenizer)
+            heads.append(trained.head.numpy())
+            if self._settings.keep_models and trained.model is not None:
+                save_member(trained.model, self._objective, Path(directory) / f"member_{member}", pairs.tokenizer)
         return Fitted(tuple(members), differences, np.stack(heads))
 
     def _read(self, policy: str, source: str) -> Pairs:

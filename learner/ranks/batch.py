@@ -34,7 +34,7 @@ class Sequences:
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenRow:
     """One prompt and response: token_ids [T], where the response starts, the sampler's log-probs and the advantage."""
 
     token_ids: np.ndarray
@@ -43,14 +43,14 @@ class Row:
     advantage: float
 
 
-def rows_of(groups: Sequence[ScoredGroup], advantages: Tensor) -> list[Row]:
+def rows_of(groups: Sequence[ScoredGroup], advantages: Tensor) -> list[TokenRow]:
     """One row for each response, in slot order; advantages [N, G]."""
     rows = []
     for group, values in zip(groups, advantages.tolist(), strict=True):
         prompt = group.group.prompt.token_ids
         for rollout, advantage in zip(group.group.rollouts, values, strict=True):
             ids = np.concatenate([prompt, rollout.token_ids])
-            rows.append(Row(ids, len(prompt), rollout.rollout_logprobs, advantage))
+            rows.append(TokenRow(ids, len(prompt), rollout.rollout_logprobs, advantage))
     return rows
 
 
@@ -63,7 +63,7 @@ def rank_micro_batches(lengths: Sequence[int], token_budget: int, rank: int, ran
     return cuts[rank] + [[] for _ in range(longest - len(cuts[rank]))]
 
 
-def collate(rows: Sequence[Row]) -> Sequences:
+def collate(rows: Sequence[TokenRow]) -> Sequences:
     """Right-padded tensors of the rows; no rows give one masked row, whose loss is 0 (a pass that ZeRO-3 waits for)."""
     width = max((len(row.token_ids) for row in rows), default=2)
     size = max(len(rows), 1)

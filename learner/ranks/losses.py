@@ -12,14 +12,14 @@ from torch.nn.functional import logsigmoid
 
 
 def clipped_policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+    policy_logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float
 ) -> Tensor:
     """Per-token surrogate -min(ratio A, clip(ratio) A), PPO's clip with its two ends set apart (1707.06347; 2503.14476).
 
-    logprobs (with gradient), old_logprobs (the policy's at the start of the step, or the sampler's) [B, T];
+    policy_logprobs (with gradient), old_logprobs (the policy's at the start of the step, or the sampler's) [B, T];
     advantages [B, 1] or [B, T] -> [B, T].
     """
-    ratio = (logprobs - old_logprobs).exp()
+    ratio = (policy_logprobs - old_logprobs).exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     return -torch.minimum(ratio * advantages, clipped * advantages)
 
@@ -36,13 +36,13 @@ def importance_weights(old_logprobs: Tensor, rollout_logprobs: Tensor, cap: floa
     return (old_logprobs - rollout_logprobs).detach().exp().clamp(max=cap)
 
 
-def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor:
+def kl_penalty(policy_logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor:
     """Per-token penalty whose gradient draws the policy to the reference, on samples of the policy. [B, T] -> [B, T]
 
     k2 = (log p - log ref)^2 / 2: its gradient is that of KL(policy || reference). k3 = ref/p - 1 - log(ref/p): unbiased as
     a value, non-negative; as a loss its gradient is that of KL(reference || policy) on policy samples.
     """
-    difference = logprobs - ref_logprobs
+    difference = policy_logprobs - ref_logprobs
     if estimator == "k2":
         return difference.square() / 2
     assert estimator == "k3", f"kl_estimator is checked by the configuration, got {estimator}"

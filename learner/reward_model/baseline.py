@@ -26,13 +26,13 @@ NAME = "Bradley-Terry baseline"
 def paired(sets: Sequence[PromptSet]) -> list[PromptSet]:
     """The prompts that have pairs, with the conversations that stand in one; ratings are [n, 1], none known. Raises ValueError
     where there is no pair."""
-    found = [_paired(prompt) for prompt in sets if prompt.pairs]
-    if not found:
+    with_pairs = [_paired(prompt) for prompt in sets if prompt.pairs]
+    if not with_pairs:
         raise ValueError(
             f"learner.reward_model.baseline is true, but none of the {len(sets)} training prompts has a pair; give more pairs "
             "in data.preferences, or set learner.reward_model.baseline: false"
         )
-    return found
+    return with_pairs
 
 
 def _paired(prompt: PromptSet) -> PromptSet:

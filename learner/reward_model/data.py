@@ -92,8 +92,8 @@ def _denoised(
     held_out = np.array([is_held_out(pair.messages, fraction) for pair in pairs])
     if denoising.needs_strength:
         assert strengths is not None, "the configuration asks for a source of strengths"
-        found = read_strengths(strengths, pairs)
-        mean, std = found.mean[~held_out], found.std[~held_out]
+        strength = read_strengths(strengths, pairs)
+        mean, std = strength.mean[~held_out], strength.std[~held_out]
     else:
         mean = std = np.zeros(int((~held_out).sum()))
     kept, unseen = ([pairs[index] for index in np.flatnonzero(side)] for side in (~held_out, held_out))

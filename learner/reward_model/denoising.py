@@ -64,11 +64,11 @@ def denoised_pairs(
     pairs: Sequence[PreferencePair], mean: Floats, std: Floats, config: DenoisingConfig
 ) -> list[PreferencePair]:
     """The pairs that are kept, in their order, each with its sides, target and margin. Raises ValueError where none is."""
-    found = denoise(mean, std, config)
+    verdicts = denoise(mean, std, config)
     made = [
         replace(_turned(pair) if flipped else pair, target=float(target), margin=float(margin))
         for pair, kept, flipped, target, margin in zip(
-            pairs, found.kept, found.flipped, found.targets, found.margins, strict=True
+            pairs, verdicts.kept, verdicts.flipped, verdicts.targets, verdicts.margins, strict=True
         )
         if kept
     ]

@@ -35,20 +35,20 @@ def length_bias(
     least two responses; NaN for fewer than three such responses."""
     raw, gates = scores.double(), gate_weights.double()
     against = {"tokens": num_tokens.double()} | ({} if verbosity is None else {"verbosity": raw[:, verbosity]})
-    found: dict[str, Correlations] = {name: {} for name in (*objectives, GATED)}
+    correlations: dict[str, Correlations] = {name: {} for name in (*objectives, GATED)}
     for when, values in (("before", raw), ("after", debias(raw, matrix.double()))):
         columns = [*values.unbind(1), (values * gates).sum(1)]
-        for name, column in zip(found, columns, strict=True):
-            found[name][when] = _correlations(column, against, prompt_of)
-    return found
+        for name, column in zip(correlations, columns, strict=True):
+            correlations[name][when] = _correlations(column, against, prompt_of)
+    return correlations
 
 
 def _correlations(score: Tensor, against: dict[str, Tensor], prompt_of: Tensor) -> dict[str, float]:
-    found = {}
+    correlations = {}
     for name, other in against.items():
-        found[name] = spearman(score, other)
-        found[f"{name}_within_prompt"] = _within(score, other, prompt_of)
-    return found
+        correlations[name] = spearman(score, other)
+        correlations[f"{name}_within_prompt"] = _within(score, other, prompt_of)
+    return correlations
 
 
 def _within(a: Tensor, b: Tensor, prompt_of: Tensor) -> float:

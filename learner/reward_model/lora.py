@@ -43,14 +43,14 @@ class LowRank(nn.Module):
 def add_lora(backbone: nn.Module, rank: int, seed: int) -> list[nn.Parameter]:
     """Puts updates of `rank` on every attention projection and returns what is to be trained. Raises ValueError where the
     backbone has no projections of the usual names."""
-    found = [name for name, module in backbone.named_modules() if _is_target(name, module)]
-    if not found:
+    projections = [name for name, module in backbone.named_modules() if _is_target(name, module)]
+    if not projections:
         raise ValueError(
             f"{type(backbone).__name__} has no linear layers named {', '.join(TARGETS)}, and low-rank updates go there; "
             "use adaptation.tier: gate, learner.reward_model.lora_rank: null, or learner.preferences.train: heads or full"
         )
     generator = torch.Generator().manual_seed(seed)
-    for name in found:
+    for name in projections:
         layer = backbone.get_submodule(name)
         assert isinstance(layer, nn.Linear), f"{name} is a target"
         backbone.set_submodule(name, LowRank(layer, rank, generator))

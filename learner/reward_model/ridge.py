@@ -63,10 +63,12 @@ class Sums:
     def __init__(self, blocks: Iterable[Block], objectives: Sequence[str], hidden: int | None = None) -> None:
         self.grams: list[Gram] = []
         self.rows = 0
+        self.cross = torch.zeros(hidden or 0, len(objectives), dtype=torch.float64)
+        self.total, self.squares, self.count = (torch.zeros(len(objectives), dtype=torch.float64) for _ in range(3))
         for features, ratings in blocks:
             _check_block(features, ratings, objectives, hidden, self.rows)
             if not self.grams:
-                self._start(hidden := features.shape[1], len(objectives))
+                self._start(hidden := features.shape[1])
             for start in range(0, len(features), ROWS):
                 self._add(features[start : start + ROWS].double(), ratings[start : start + ROWS].double())
             self.rows += len(features)
@@ -92,10 +94,10 @@ class Sums:
         spread = float(self.squares[column] - self.total[column].square() / self.count[column])
         return 1 - squared_error / spread if spread > 1e-12 * float(self.squares[column]) else float("nan")
 
-    def _start(self, hidden: int, num_objectives: int) -> None:
+    def _start(self, hidden: int) -> None:
+        num_objectives = self.cross.shape[1]
         self.grams = [Gram(list(range(num_objectives)), torch.zeros(hidden, hidden, dtype=torch.float64))]
         self.cross = torch.zeros(hidden, num_objectives, dtype=torch.float64)
-        self.total, self.squares, self.count = (torch.zeros(num_objectives, dtype=torch.float64) for _ in range(3))
 
     def _add(self, features: Tensor, ratings: Tensor) -> None:
         known, filled = ~ratings.isnan(), ratings.nan_to_num()

@@ -29,7 +29,7 @@ from learner.reward_model.data import PromptSet, check_finite_rows, flatten
 from learner.reward_model.training import gated_score, pair_losses
 from learner.reward_model.views import NUM_VIEWS, Contrast
 from rewarder.model import GatedRewardModel, RewardOutput
-from rewarder.scoring import collate
+from rewarder.scoring import pad_conversations
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Stage1:
     def _forward(self, part: MicroBatch) -> RewardOutput:
         rendered = [conversation for prompt in part.sets for conversation in prompt.conversations]
         with self._engine.precision():
-            output = self._engine.module(*collate(rendered, self._model.device))
+            output = self._engine.module(*pad_conversations(rendered, self._model.device))
         check_finite_rows("scores or gate weights", (output.scores.detach(), output.gate_weights.detach()), part.sets)
         return output
 

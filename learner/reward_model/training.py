@@ -31,7 +31,7 @@ from learner.reward_model.feature_cache import cached_states, features_key
 from learner.reward_model.ridge import Block, RidgeFit, fit_ridge
 from rewarder.aggregate import debias
 from rewarder.model import GatedRewardModel, RewardOutput
-from rewarder.scoring import Rendered, collate
+from rewarder.scoring import Rendered, pad_conversations
 
 GATE_PAIRS = 1024  # of one update
 RIDGE_HELD_OUT = 0.2  # of the training prompts, to pick each objective's alpha
@@ -99,7 +99,7 @@ def _fill_states(
     """Writes h_P and h_R of all rows into zeros [2, N, H]: each rank its own, then the sum over ranks, part by part."""
     for indices in rank_micro_batches([len(r.ids) for r in rendered], micro_batch_tokens, rank, num_ranks()):
         with torch.no_grad():
-            output: RewardOutput = model(*collate([rendered[i] for i in indices] or rendered[:1], device))
+            output: RewardOutput = model(*pad_conversations([rendered[i] for i in indices] or rendered[:1], device))
         for kind, state in enumerate((output.prompt_state, output.response_state)):
             states[kind, indices] = state[: len(indices)].cpu()
     for part in states.flatten(0, 1).split(BLOCK_ROWS):

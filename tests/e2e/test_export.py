@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from actors.engine import Engine
+from actors.engine import VllmEngine
 from common.config.file import load_config
 from common.types import FloatArray
 from learner.ranks.logprobs import token_logprobs
@@ -35,7 +35,7 @@ def test_the_exported_policy_has_in_vllm_the_logprobs_of_transformers(first: Pat
     config = load_config(first / "config.yaml")
 
     async def probe() -> FloatArray:
-        engine = Engine(str(path), config.policy, config.actors, config.data.max_prompt_tokens, tmp_path)
+        engine = VllmEngine(str(path), config.policy, config.actors, config.data.max_prompt_tokens, tmp_path)
         found = await engine.probe(ids[0].numpy().astype(np.int32))
         engine.shutdown()
         return found

@@ -20,7 +20,7 @@ from common.types import Message
 from learner.reward_model.data import PromptSet, read_sides
 from learner.reward_model.stage import RewardStage
 from rewarder.model import GatedRewardModel
-from rewarder.scoring import collate
+from rewarder.scoring import pad_conversations
 from tests.integration.models import WORDS, tiny_policy
 
 OBJECTIVES = ["good", "long"]
@@ -77,6 +77,8 @@ def sides(root: Path) -> tuple[list[PromptSet], list[PromptSet]]:
 def accuracy(model: GatedRewardModel, sets: list[PromptSet]) -> float:
     """Share of the pairs whose chosen response scores higher by the first head, one conversation at a time."""
     with torch.no_grad():
-        scores = [[float(model(*collate([said])).scores[0, 0]) for said in prompt.conversations] for prompt in sets]
+        scores = [
+            [float(model(*pad_conversations([said])).scores[0, 0]) for said in prompt.conversations] for prompt in sets
+        ]
     right = [at[p.chosen] > at[p.rejected] for at, prompt in zip(scores, sets, strict=True) for p in prompt.pairs]
     return sum(right) / len(right)

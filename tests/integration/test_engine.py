@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.engine import Engine, WeightsError
+from actors.engine import VllmEngine, WeightsError
 from actors.prompts import SampleRequest
 from common.config.file import load_config
 from common.models import tensor_names
@@ -42,8 +42,8 @@ class Running:
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self.engine = self.run(self._make(str(self.paths["m0"]), config, directory / "shm"))
 
-    async def _make(self, model: str, config: Any, shm: Path) -> Engine:
-        return Engine(model, config.policy, config.actors, 32, shm)
+    async def _make(self, model: str, config: Any, shm: Path) -> VllmEngine:
+        return VllmEngine(model, config.policy, config.actors, 32, shm)
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(240)

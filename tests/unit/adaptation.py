@@ -27,7 +27,7 @@ from learner.adaptation.worker import RmAdapter, Round, Versions
 from learner.reward_model.training import gated_score
 from rewarder.calibrate import Calibration, CalibrationReport
 from rewarder.model import GatedRewardModel
-from rewarder.scoring import collate, render
+from rewarder.scoring import pad_conversations, render
 from tests.integration.models import WORDS, tiny_policy
 
 OBJECTIVES = ["good", "safe"]
@@ -55,7 +55,7 @@ def middle(model: GatedRewardModel, tokenizer: PreTrainedTokenizerBase) -> torch
     rng = np.random.default_rng(3)
     with torch.no_grad():
         rendered = [render(tokenizer, (Message("user", sentence(rng)),), sentence(rng)) for _ in range(200)]
-        states = model(*collate(rendered)).response_state
+        states = model(*pad_conversations(rendered)).response_state
     return torch.linalg.lstsq(states, torch.full((200, 1), 0.5)).solution[:, 0]
 
 
@@ -63,7 +63,7 @@ def scores(
     model: GatedRewardModel, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], responses: Sequence[str]
 ) -> list[float]:
     with torch.no_grad():
-        output = model(*collate([render(tokenizer, prompt, response) for response in responses]))
+        output = model(*pad_conversations([render(tokenizer, prompt, response) for response in responses]))
     return gated_score(output, model.reward_transform_matrix).tolist()
 
 
@@ -115,7 +115,7 @@ def write_original(
         chosen, rejected = (a, b) if one > 0 else (b, a)
         pairs.append({"prompt": turns, "chosen": chosen, "rejected": rejected})
         with torch.no_grad():
-            rated = served(*collate([render(tokenizer, prompt, a)])).scores[0].tolist()
+            rated = served(*pad_conversations([render(tokenizer, prompt, a)])).scores[0].tolist()
         noisy = dict(zip(OBJECTIVES, (np.array(rated) + rng.normal(0, 0.01, 2)).clip(0, 1).tolist(), strict=True))
         ratings.append({"prompt": turns, "response": a, "scores": noisy})
     for name, rows in (("ratings", ratings), ("pairs", pairs)):

@@ -130,7 +130,7 @@ class Actor:
 
 def _worker(policy: PolicyConfig, actors: ActorsConfig, engine: FakeEngine) -> ActorWorker:
     worker = ActorWorker("actor-0", "model", policy, actors, 16, 0)
-    worker._engine = engine  # type: ignore[assignment]
+    worker._engine.set(engine)  # type: ignore[arg-type]
     return worker
 
 
@@ -139,7 +139,7 @@ def run(story: Callable[[Actor], Awaitable[None]], num_slots: int = 3, in_flight
         actor = Actor(num_slots, in_flight)
         await actor.start()
         await story(actor)
-        actor.worker._serving.cancel()
+        actor.worker._serving.value.cancel()
         return actor
 
     return asyncio.run(play())
@@ -232,7 +232,9 @@ def test_a_finished_group_makes_room_at_once_and_no_more_than_that() -> None:
     actor = run(story, num_slots=6)
     assert sorted(actor.queue.pushed) == [0, 1, 2, 3, 4, 5]
     assert actor.queue.most_in_hand <= MAX_SLOTS
-    assert actor.worker._loop.tokens == sum(len(group.rollouts[0].token_ids) for group in actor.queue.pushed.values())
+    assert actor.worker._loop.value.tokens == sum(
+        len(group.rollouts[0].token_ids) for group in actor.queue.pushed.values()
+    )
 
 
 def test_a_failure_of_one_slot_is_the_health_of_the_actor() -> None:

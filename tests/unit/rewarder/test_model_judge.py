@@ -65,7 +65,7 @@ def test_a_pair_is_judged_alike_in_any_company(models: Path) -> None:
 
 def test_equal_scores_are_a_tie(models: Path) -> None:
     judge = loaded(models / "gated")
-    judge._model.regression_layer.weight.data.zero_()
+    judge._model.value.regression_layer.weight.data.zero_()
     assert judge.compare(pairs(2)) == [Verdict("tie")] * 2
 
 
@@ -77,7 +77,7 @@ def test_a_pair_that_is_too_long_for_the_judge_is_a_tie_and_says_so(models: Path
 
 def test_a_judge_whose_scores_are_no_numbers_fails(models: Path) -> None:
     judge = loaded(models / "gated")
-    judge._model.regression_layer.weight.data.fill_(torch.nan)
+    judge._model.value.regression_layer.weight.data.fill_(torch.nan)
     with pytest.raises(ValueError, match="not finite"):
         judge.compare(pairs(1))
 

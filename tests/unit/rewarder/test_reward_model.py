@@ -35,11 +35,11 @@ from rewarder.aggregate import combined_scores
 from rewarder.aggregation import Aggregation
 from rewarder.calibrate import Calibration, CalibrationReport
 from rewarder.layout import ARMORM_OBJECTIVES, CheckpointError, HeadSizes
-from rewarder.model import Gate, GatedRewardModel
+from rewarder.model import GatedRewardModel, GatingNetwork
 from rewarder.scoring import (
     ConversationTooLong,
     batches,
-    collate,
+    pad_conversations,
     render,
     score_responses,
     score_texts,
@@ -231,7 +231,7 @@ def test_broken_checkpoints_are_refused(
 
 @pytest.mark.parametrize("shape", [(5, 32), (5, 2, 32)])
 def test_softmax_is_over_objectives(shape: tuple[int, ...]) -> None:
-    gate = Gate(HeadSizes(32, 3, 16, 3, 10.0), initial_scale=2.5)
+    gate = GatingNetwork(HeadSizes(32, 3, 16, 3, 10.0), initial_scale=2.5)
     out = gate(torch.randn(*shape, generator=torch.Generator().manual_seed(0))).detach()
     assert out.shape == (*shape[:-1], 3)
     torch.testing.assert_close(out.sum(-1), torch.full(shape[:-1], 2.5))
@@ -239,7 +239,7 @@ def test_softmax_is_over_objectives(shape: tuple[int, ...]) -> None:
 
 
 def test_gate_by_hand() -> None:
-    gate = Gate(HeadSizes(2, 2, 2, 1, 2.0), initial_scale=3.0)
+    gate = GatingNetwork(HeadSizes(2, 2, 2, 1, 2.0), initial_scale=3.0)
     for layer in gate.layers:
         layer.weight.data.copy_(torch.eye(2))  # pyright: ignore[reportCallIssue]
         layer.bias.data.zero_()  # pyright: ignore[reportCallIssue]
@@ -275,7 +275,7 @@ def test_bad_conversations_are_refused(tokenizer: PreTrainedTokenizerFast) -> No
 
 
 def test_positions_are_checked(model: GatedRewardModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    batch = collate([render(tokenizer, PROMPT, "w1"), render(tokenizer, PROMPT, "w1 w2")])
+    batch = pad_conversations([render(tokenizer, PROMPT, "w1"), render(tokenizer, PROMPT, "w1 w2")])
     for wrong in (
         batch._replace(prompt_end=batch.response_end),
         batch._replace(response_end=batch.response_end + 1),
@@ -288,8 +288,8 @@ def test_positions_are_checked(model: GatedRewardModel, tokenizer: PreTrainedTok
 
 def test_padding_changes_nothing(model: GatedRewardModel, tokenizer: PreTrainedTokenizerFast) -> None:
     rendered = render(tokenizer, PROMPT, "w7 w8")
-    alone = model(*collate([rendered]))
-    batch = collate([rendered, render(tokenizer, PROMPT, " ".join(["w9"] * 20))])
+    alone = model(*pad_conversations([rendered]))
+    batch = pad_conversations([rendered, render(tokenizer, PROMPT, " ".join(["w9"] * 20))])
     for pad in (0, 2, 40):
         batch.input_ids[0, len(rendered.ids) :] = pad
         padded = model(*batch)
@@ -299,11 +299,13 @@ def test_padding_changes_nothing(model: GatedRewardModel, tokenizer: PreTrainedT
 
 def test_gate_sees_only_the_prompt(model: GatedRewardModel, tokenizer: PreTrainedTokenizerFast) -> None:
     with torch.no_grad():
-        output = model(*collate([render(tokenizer, PROMPT, response) for response in RESPONSES]))
+        output = model(*pad_conversations([render(tokenizer, PROMPT, response) for response in RESPONSES]))
     torch.testing.assert_close(output.gate_weights, output.gate_weights[:1].expand(4, 3), atol=1e-6, rtol=0)
     assert float((output.scores[0] - output.scores[1]).abs().max()) > 1e-3
     with torch.no_grad():
-        other = model(*collate([render(tokenizer, [*PROMPT[:3], Message("user", "w4 w5 w30")], RESPONSES[0])]))
+        other = model(
+            *pad_conversations([render(tokenizer, [*PROMPT[:3], Message("user", "w4 w5 w30")], RESPONSES[0])])
+        )
     assert float((other.gate_weights - output.gate_weights[:1]).abs().max()) > 1e-6
 
 
@@ -333,7 +335,7 @@ def test_too_long_is_an_error(model: GatedRewardModel, tokenizer: PreTrainedToke
 def test_heads_stay_float32(policy_dir: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     model = make(policy_dir, "bfloat16")
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = model(*collate([render(tokenizer, PROMPT, "w1")]))
+        output = model(*pad_conversations([render(tokenizer, PROMPT, "w1")]))
     assert {output.scores.dtype, output.gate_weights.dtype, output.response_state.dtype} == {torch.float32}
     want = output.response_state @ model.regression_layer.weight.T
     torch.testing.assert_close(output.scores, want)

@@ -50,7 +50,7 @@ from learner.reward_model import calibration
 from learner.reward_model.training import Features, descend_gate, gate_loss, gated_score
 from rewarder.aggregation import Aggregation
 from rewarder.model import GatedRewardModel
-from rewarder.scoring import collate, render, score_responses
+from rewarder.scoring import pad_conversations, render, score_responses
 from tests.integration.models import tiny_policy
 from tests.unit.templates import CHATML, GEMMA, LLAMA3, PROMPT, THINKING, UNTRIMMED, tokenizer_of, tokens
 
@@ -160,7 +160,7 @@ def test_there_is_one_bos() -> None:
 
 
 def test_scores_are_raw_and_the_gate_trains_on_debiased_ones(model: GatedRewardModel) -> None:
-    batch = collate([render(tokenizer_of(LLAMA3), PROMPT, text) for text in ("w7", "w8 w9")])
+    batch = pad_conversations([render(tokenizer_of(LLAMA3), PROMPT, text) for text in ("w7", "w8 w9")])
     with torch.no_grad():
         output = model(*batch)
         score = gated_score(output, model.reward_transform_matrix)

@@ -17,7 +17,7 @@ from learner.adaptation.drift import disagreement
 from learner.adaptation.worker import RmAdapter
 from learner.preferences.models import with_heads
 from rewarder.model import GatedRewardModel
-from rewarder.scoring import collate, render
+from rewarder.scoring import pad_conversations, render
 from tests.integration.models import tiny_policy
 from tests.unit.adaptation import Stream, samples
 
@@ -55,7 +55,7 @@ def test_it_is_that_of_the_members_scores(ensemble: Path) -> None:
         prompt = one.group.prompt.messages
         rendered = [render(tokenizer, prompt, rollout.response) for rollout in one.group.rollouts]
         with torch.no_grad():
-            scores.append(model(*collate(rendered)).scores.numpy())
+            scores.append(model(*pad_conversations(rendered)).scores.numpy())
     assert found is not None and found == pytest.approx(disagreement(scores)[0], rel=1e-4) and found > 0
     same = [np.repeat(score[:, :1], 3, axis=1) for score in scores]
     assert disagreement(same)[0] == pytest.approx(0, abs=1e-6)
@@ -97,6 +97,8 @@ def test_doubt_of_a_pair_by_hand(ensemble: Path) -> None:
     model = GatedRewardModel.load(ensemble / "ensemble", "float32")
     tokenizer = AutoTokenizer.from_pretrained(ensemble / "ensemble")
     with torch.no_grad():
-        scores = model(*collate([render(tokenizer, pair.messages, text) for text in (pair.first, pair.second)])).scores
+        scores = model(
+            *pad_conversations([render(tokenizer, pair.messages, text) for text in (pair.first, pair.second)])
+        ).scores
     found = of_pairs(pairs, str(ensemble / "ensemble"), settings().rewarder, CPU)
     assert found[0] == pytest.approx(float((scores[0] - scores[1]).numpy().std()), rel=1e-4)

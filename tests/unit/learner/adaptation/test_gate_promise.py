@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaModel
 from common.config.config import AdaptationConfig
 from learner.adaptation.cached_landscape import CachedLandscape
 from learner.adaptation.evidence import Evidence, Rules, Standing, decide
-from learner.adaptation.fit import Method, descend
+from learner.adaptation.fit import Method, fit_candidate
 from learner.adaptation.round import _right
 from learner.reward_model.training import Features
 from rewarder.layout import HeadSizes, RewardModelInfo
@@ -80,7 +80,7 @@ def fit(world: World, fresh: Features, seed: int, settings: AdaptationConfig = S
     """The candidate of tier gate, from the served gate on."""
     world.candidate.gating.load_state_dict(world.served.gating.state_dict())
     method = Method(settings, 1.0, None, 100, seed)
-    descend(CachedLandscape(world.candidate, fresh, world.original, None, method, 1.0), settings, lambda *_: None)
+    fit_candidate(CachedLandscape(world.candidate, fresh, world.original, None, method, 1.0), settings, lambda *_: None)
     return world.candidate
 
 

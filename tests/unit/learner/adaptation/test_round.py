@@ -18,7 +18,7 @@ from learner.adaptation.worker import Round
 from learner.reward_model.lora import LowRank, add_lora, merge_lora
 from learner.reward_model.training import extract_features
 from rewarder.model import GatedRewardModel
-from rewarder.scoring import collate, render
+from rewarder.scoring import pad_conversations, render
 from tests.unit.adaptation import (
     OBJECTIVES,
     Stream,
@@ -179,7 +179,7 @@ def test_the_tap_keeps_a_bounded_number_of_groups(world: dict[str, Any]) -> None
 
 def test_low_rank_updates_start_at_nothing_and_merge_into_plain_layers(tmp_path: Path) -> None:
     model, _, tokenizer = served_and_judge(tmp_path)
-    batch = collate([render(tokenizer, samples(1)[0].group.prompt.messages, "w1 w2 w3")])
+    batch = pad_conversations([render(tokenizer, samples(1)[0].group.prompt.messages, "w1 w2 w3")])
     before, names = model(*batch).scores, set(model.state_dict())
     parameters = add_lora(model.backbone, 2, seed=0)
     assert torch.equal(model(*batch).scores, before)
@@ -197,7 +197,7 @@ def test_low_rank_updates_of_a_bfloat16_backbone_keep_its_dtype(tmp_path: Path) 
     model, _, tokenizer = served_and_judge(tmp_path)
     model.backbone = cast(Any, model.backbone).to(torch.bfloat16)
     add_lora(model.backbone, 2, seed=0)
-    model(*collate([render(tokenizer, samples(1)[0].group.prompt.messages, "w1")])).scores.sum().backward()
+    model(*pad_conversations([render(tokenizer, samples(1)[0].group.prompt.messages, "w1")])).scores.sum().backward()
     merge_lora(model.backbone)
     assert {parameter.dtype for parameter in model.backbone.parameters()} == {torch.bfloat16}
 

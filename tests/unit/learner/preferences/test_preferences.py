@@ -26,7 +26,7 @@ from learner.preferences.members import paired
 from learner.preferences.worker import Fitted, PreferenceWorker
 from rewarder.bradley_terry import new_scalar_model
 from rewarder.model import GatedRewardModel
-from rewarder.scoring import ConversationTooLong, collate, render, score_texts
+from rewarder.scoring import ConversationTooLong, pad_conversations, render, score_texts
 from tests.integration.planted import configured, planted_world
 from tests.unit.preflights import Check, only
 
@@ -115,7 +115,7 @@ def test_without_training_members_are_the_heads_that_new_models_have(world: Path
     tokenizer, row = AutoTokenizer.from_pretrained(world / "policy"), read_pairs(world / "noisy.jsonl")[3]
     assert np.array_equal(found.heads[0], found.heads[1])
     assert np.array_equal(found.heads[0], model.regression_layer.weight.detach()[0].numpy())
-    both = collate([render(tokenizer, row.messages, text) for text in (row.chosen, row.rejected)])
+    both = pad_conversations([render(tokenizer, row.messages, text) for text in (row.chosen, row.rejected)])
     with torch.no_grad():
         chosen, rejected = model(*both).scores[:, 0].tolist()
     assert found.differences[0, 3] == pytest.approx(chosen - rejected, abs=1e-5)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from common.types import Message, Prompt, Reward, Rollout, RolloutGroup, ScoredGroup
 from learner.policy.advantages import group_advantages
-from learner.policy.step_metrics import check_staleness, explain, group_metrics
-from learner.ranks.batch import Row, collate, rank_micro_batches, rows_of
+from learner.policy.step_metrics import check_staleness, explained_sample, group_metrics
+from learner.ranks.batch import TokenRow, collate, rank_micro_batches, rows_of
 from rewarder.scoring import batches
 
 lengths_of = st.lists(st.integers(2, 40), min_size=1, max_size=50)
@@ -110,12 +110,12 @@ def test_a_group_older_than_the_window_allows_is_an_error_that_names_its_slot(
 
 
 def test_a_sample_explains_its_reward() -> None:
-    sample = explain(5, scored(9, [1.0, 3.0]), 1, ["good"], ["all"])
+    sample = explained_sample(5, scored(9, [1.0, 3.0]), 1, ["good"], ["all"])
     assert (sample["step"], sample["slot"], sample["reward"]) == (5, 9, 3.0)
     assert sample["scores"] == {"good": 3.0} and sample["terms"] == {"all": 3.0}
     assert sample["finish_reason"] == "length"
 
 
 def test_row_keeps_the_sampler_s_logprobs() -> None:
-    row = Row(np.array([1, 2, 3], dtype=np.int32), 1, np.array([-0.1, -0.2], dtype=np.float32), 0.5)
+    row = TokenRow(np.array([1, 2, 3], dtype=np.int32), 1, np.array([-0.1, -0.2], dtype=np.float32), 0.5)
     torch.testing.assert_close(collate([row]).rollout_logprobs, torch.tensor([[0.0, -0.1, -0.2]]))

@@ -24,7 +24,7 @@ from learner.reward_model.data import Pair, PromptSet
 from rewarder.bradley_terry import is_classifier, load_classifier, new_scalar_model, save_classifier, stock_classifier
 from rewarder.layout import CheckpointError
 from rewarder.model import GatedRewardModel
-from rewarder.scoring import Rendered, collate, render
+from rewarder.scoring import Rendered, pad_conversations, render
 from tests.integration.planted import accuracy, configured, planted_world, run_stage, sides
 
 RIDGE = (
@@ -81,7 +81,7 @@ def test_it_is_a_stock_classifier_with_the_same_scores(made: tuple[Path, dict[st
     for response in ("w1 w9", "w2 w8 w7 w6"):
         rendered = render(tokenizer, [Message("user", "w5 w6")], response)
         with torch.no_grad():
-            output, logits = ours(*collate([rendered])), theirs.eval()(torch.tensor([rendered.ids])).logits
+            output, logits = ours(*pad_conversations([rendered])), theirs.eval()(torch.tensor([rendered.ids])).logits
         assert output.gate_weights.tolist() == [[1.0]] and logits.shape == (1, 1)
         torch.testing.assert_close(output.scores, logits, atol=1e-5, rtol=1e-5)
 
@@ -90,7 +90,7 @@ def test_what_is_read_is_what_was_written(world: Path, tmp_path: Path) -> None:
     model, tokenizer = new_scalar_model(world / "policy", 3), AutoTokenizer.from_pretrained(world / "policy")
     save_classifier(model, tmp_path, tokenizer, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1 and is_classifier(tmp_path)
-    batch = collate([render(tokenizer, [Message("user", "w5")], text) for text in ("w1", "w2 w3")])
+    batch = pad_conversations([render(tokenizer, [Message("user", "w5")], text) for text in ("w1", "w2 w3")])
     assert torch.equal(load_classifier(tmp_path, "float32")(*batch).scores, model(*batch).scores)
     assert model.backbone.config.num_labels != 1, "the model's own configuration is left alone"
     with pytest.raises(CheckpointError, match="a stock sequence classifier"):

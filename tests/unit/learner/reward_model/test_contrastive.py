@@ -18,7 +18,7 @@ from learner.reward_model.contrastive import contrastive_loss, items, simcse, si
 from learner.reward_model.stage_1 import Stage1
 from learner.reward_model.views import Contrast
 from rewarder.model import GatedRewardModel
-from rewarder.scoring import collate
+from rewarder.scoring import pad_conversations
 from tests.integration.planted import OBJECTIVES, configured, planted_world, sides
 
 CONTRASTIVE = "learner.reward_model.contrastive."
@@ -122,7 +122,7 @@ def training(*overrides: str) -> RewardTrainingConfig:
 
 def test_a_view_is_the_same_whenever_it_is_passed(world: Path, model: GatedRewardModel) -> None:
     contrast = Contrast(training(f"{CONTRASTIVE}kind=simcse"), model, seed=0, rank=0)
-    rows = collate([sides(world)[0][0].conversations[0]])
+    rows = pad_conversations([sides(world)[0][0].conversations[0]])
 
     def state(*view: int) -> Tensor:
         with contrast.view(*view):
@@ -174,7 +174,7 @@ def test_a_step_is_the_same_however_it_is_cut(world: Path, model: GatedRewardMod
     contrast = stage._contrast
     assert contrast is not None
     rows = [conversation for prompt in sets for conversation in prompt.conversations]
-    states = model(*collate(rows)).response_state
+    states = model(*pad_conversations(rows)).response_state
     pairs = torch.tensor([[3 * i + p.chosen, 3 * i + p.rejected] for i, s in enumerate(sets) for p in s.pairs])
     loss = contrastive_loss(states, states, pairs, kind, config.contrastive.temperature, contrast._prototypes)
     assert loss.item() == pytest.approx(whole["contrastive"], rel=1e-5)

@@ -26,7 +26,7 @@ from learner.reward_model import data as reward_data
 from learner.reward_model.training import extract_features, fit_heads
 from learner.worker import LearnerWorker
 from rewarder.model import GatedRewardModel
-from rewarder.scoring import Rendered, collate, render, score_responses
+from rewarder.scoring import Rendered, pad_conversations, render, score_responses
 from tests.integration.models import WORDS, tiny_policy
 
 OBJECTIVES = ["good", "long", "safe"]
@@ -53,7 +53,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     said = [[" ".join(generator.choice(WORDS, generator.integers(1, 9))) for _ in range(3)] for _ in prompts]
     with torch.no_grad():
         rendered = [render(tokenizer, m, text) for m, texts in zip(prompts, said, strict=True) for text in texts]
-        truth = linear_ratings(fresh(root)(*collate(rendered)).response_state).reshape(150, 3, 3)
+        truth = linear_ratings(fresh(root)(*pad_conversations(rendered)).response_state).reshape(150, 3, 3)
     ratings, pairs = [], []
     for i, (messages, texts) in enumerate(zip(prompts, said, strict=True)):
         for text, (good, long, safe) in zip(texts, truth[i].tolist(), strict=True):
