@@ -19,6 +19,7 @@ from common.config.file import ConfigError, load_config, save_config
 from common.errors import RunError
 from driver.preflight.environment import environment
 from driver.preflight.preflight import check
+from driver.record.checkpoint import write_whole
 from driver.record.progress import fail, say
 
 
@@ -75,13 +76,15 @@ def preflight(config: Config, stages: list[str], arguments: argparse.Namespace) 
         fail("\n".join([f"{len(report.problems)} problem(s):", *(f"- {problem}" for problem in report.problems)]))
     if arguments.check:
         raise SystemExit(0)
+    for line in report.said:
+        say(line)
 
 
 def write_run_files(config: Config) -> None:
     """Writes the resolved configuration and the environment into the run's directory."""
     config.run_dir.mkdir(parents=True, exist_ok=True)
     save_config(config, config.run_dir / "config.yaml")
-    (config.run_dir / "environment.json").write_text(json.dumps(environment(), indent=1))
+    write_whole(config.run_dir / "environment.json", json.dumps(environment(), indent=1))
 
 
 def run(config: Config, stages: list[str], cleanup: ExitStack) -> None:

@@ -33,9 +33,7 @@ def with_absolute_sources(config: Config) -> Config:
         rewarder=replace(rewarder, model=rewarder.model and absolute(rewarder.model)),
         data=replace(data, demonstrations=data.demonstrations and absolute(data.demonstrations)),
         judge=replace(judge, model=judge.model and absolute(judge.model)),
-        learner=replace(
-            learner, reward_model=replace(training, feature_cache=cache and str(Path(cache).expanduser().resolve()))
-        ),
+        learner=replace(learner, reward_model=replace(training, feature_cache=cache and str(Path(cache).resolve()))),
         adaptation=replace(adaptation, ensemble=adaptation.ensemble and absolute(adaptation.ensemble)),
     )
 

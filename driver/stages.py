@@ -87,7 +87,7 @@ def run_collect(run: Run) -> None:
     run.cluster.disks.share(run.anchor)
     run.cluster.learners.load_anchor(run.anchor)
     run.await_engines()
-    roles, tolerance = run.cluster, run.config.actors.sync_tolerance
+    roles, tolerance = run.cluster, run.config.sync_tolerance
     Publisher(roles.learners, roles.actors, run.anchor_directory, prompts, tolerance).anchor()
     sampled = sample_prompts(run.cluster.actors, prompts, judge.collect_responses, run.config.run.seed, "collect")
     ratings, compared = label_samples(load_function(judge.labeler), prompts, sampled, run.config.run.seed)

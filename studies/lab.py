@@ -53,7 +53,7 @@ class Lab:
             self.close()
             self._engine = self._run(self._build(config, model))
             self._built_for = wanted
-        self._tolerance = config.actors.sync_tolerance
+        self._tolerance = config.sync_tolerance
 
     def publish(self, learner: LearnerWorker, version: int, prompts: Sequence[Prompt]) -> None:
         """Loads the learner's policy as `version`; RuntimeError where the engine then answers the probe otherwise."""

@@ -102,7 +102,7 @@ def unit_called(studies: Sequence[Study], name: str) -> Unit:
 
 def explicit(config: Config) -> dict[str, Any]:
     """The settings that differ from configs/base.yaml, by dotted name."""
-    ours, base = to_dict(config), read_saved(BASE)
+    ours, base = to_dict(config), to_dict(read_saved(BASE).config)
     return {name: _at(ours, name) for name in differing_keys(ours, base)}
 
 

@@ -7,7 +7,7 @@ length.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 
 from common.config.aggregations import AGGREGATIONS, term_names
@@ -108,7 +108,7 @@ def _wrong_thresholds(settings: AggregationConfig, objectives: Sequence[str]) ->
             f"aggregation.kind is {settings.kind} but aggregation.thresholds is empty; give at least one objective the rating "
             "that counts as good"
         ]
-    return _unknown("thresholds", thresholds, objectives) + _not_finite("thresholds", thresholds)
+    return _unknown("thresholds", thresholds, objectives)
 
 
 def _wrong_weights(settings: AggregationConfig, objectives: Sequence[str]) -> list[str]:
@@ -118,7 +118,7 @@ def _wrong_weights(settings: AggregationConfig, objectives: Sequence[str]) -> li
             f"aggregation.kind is {kind} but aggregation.weights is {weights}; "
             "give at least one objective a weight other than 0"
         ]
-    return _unknown("weights", weights, objectives) + _not_finite("weights", weights)
+    return _unknown("weights", weights, objectives)
 
 
 # The check of each setting that lists what a kind's terms take (`AggregationKind.key`)
@@ -133,14 +133,6 @@ WRONG_TERMS: dict[str, Callable[[AggregationConfig, Sequence[str]], list[str]]] 
 
 def _unknown(key: str, given: Collection[str], objectives: Sequence[str]) -> list[str]:
     return [f"aggregation.{key} names {n!r}, which is not in rewarder.objectives" for n in given if n not in objectives]
-
-
-def _not_finite(key: str, values: Mapping[str, float]) -> list[str]:
-    return [
-        f"aggregation.{key} has {value} for {name!r}; it must be a finite number"
-        for name, value in values.items()
-        if not math.isfinite(value)
-    ]
 
 
 def _wrong_verbosity(settings: AggregationConfig, names: Sequence[str], verbosity: str | None) -> list[str]:
@@ -170,14 +162,9 @@ def _wrong_canned(settings: AggregationConfig, names: Sequence[str]) -> list[str
 
 
 def _wrong_penalty(settings: AggregationConfig, penalty: float) -> list[str]:
-    """A penalty is a reward's, at most 0, and within what the floor lets any one response lose."""
-    if not penalty <= 0:
-        return [
-            f"rewarder.truncation_penalty is {penalty}; it must be at most 0: it is added to rewards that are at most 0, so a "
-            "positive one would pay for being cut off"
-        ]
+    """A penalty stays within what the floor lets any one response lose."""
     if not AGGREGATIONS[settings.kind].transformed or settings.probability_floor <= 0:
-        return [] if penalty >= -1000 else [f"rewarder.truncation_penalty is {penalty}; it must be at least -1000"]
+        return []
     floor = math.log(settings.probability_floor)
     if penalty >= floor:
         return []

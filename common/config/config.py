@@ -1,126 +1,139 @@
-"""The run's configuration as types: what each section holds. Values, units and defaults stand in configs/base.yaml.
+"""The run's configuration as types: what each section holds, and which values each key takes (common/config/fields.py).
 
-Read from files by common/config/file.py. Roles receive the sections they need in their constructors; no function takes
-the whole configuration.
+Meanings and defaults stand in configs/base.yaml. Read from files by common/config/file.py. Roles receive the sections that they
+need in their constructors; no function takes the whole configuration.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from common.config.aggregations import AGGREGATIONS
+from common.config.fields import choice, number, path
+
+DTYPES = ("float32", "bfloat16")
+SYNC_TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}  # nats, by policy.dtype: actors.sync_tolerance where that is null
+SIGNALS = ("accuracy", "gap", "variance", "disagreement")  # of adaptation.drift
+# Ways to adapt the reward model (docs/adaptation.md), and how much of it is trained
+METHODS = ("labelled", "none", "literal", "no_restore", "joint", "look_ahead", "ocrm", "pseudo_label")
+META_METHODS = ("literal", "no_restore", "joint", "look_ahead")  # with MetaRM's difference loss on unlabelled samples
+TIERS = ("gate", "heads", "lora", "top", "full")
+CACHED_TIERS = ("gate", "heads")  # trained on cached hidden states
+NO_REWARD = "it is added to rewards that are at most 0, so a positive one would pay for being cut off"
 
 
 @dataclass(frozen=True)
 class RunConfig:
     name: str
-    dir: str
-    seed: int
+    dir: str = field(metadata=path())
+    seed: int = field(metadata=number(0, 2**32 - 1))
 
 
 @dataclass(frozen=True)
 class ClusterConfig:
     address: str | None
     dashboard: bool
-    start_timeout_s: float
-    call_timeout_s: float
+    start_timeout_s: float = field(metadata=number(0, 10**6, "s", above=True))
+    call_timeout_s: float = field(metadata=number(0, 10**6, "s", above=True))
 
 
 @dataclass(frozen=True)
 class RedisConfig:
     url: str | None
     password_env: str
-    capacity: int
-    max_record_mib: float
-    max_attempts: int
-    reclaim_idle_s: float
+    capacity: int = field(metadata=number(1, 10**7))
+    max_record_mib: float = field(metadata=number(0, 512, "MiB", above=True))
+    max_attempts: int = field(metadata=number(1, 100))
+    reclaim_idle_s: float = field(metadata=number(0, 10**6, "s", above=True))
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    prompts: str | None
-    eval_prompts: str | None
-    demonstrations: str | None
-    ratings: str | None
-    preferences: str | None
-    strengths: str | None
-    max_prompt_tokens: int
-    long_prompts: str
+    prompts: str | None = field(metadata=path())
+    eval_prompts: str | None = field(metadata=path())
+    demonstrations: str | None = field(metadata=path())
+    ratings: str | None = field(metadata=path())
+    preferences: str | None = field(metadata=path())
+    strengths: str | None = field(metadata=path())
+    max_prompt_tokens: int = field(metadata=number(1, 10**7, "tokens"))
+    long_prompts: str = field(metadata=choice(("refuse", "skip")))
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    model: str | None
+    model: str | None = field(metadata=path())
     revision: str | None
-    dtype: str
+    dtype: str = field(metadata=choice(DTYPES))
     trust_remote_code: bool
 
 
 @dataclass(frozen=True)
 class ActorsConfig:
-    num: int
-    gpus: float
-    threads: int
-    responses_per_prompt: int
-    max_response_tokens: int
-    temperature: float
-    top_p: float
-    max_num_seqs: int
-    tensor_parallel: int
-    gpu_memory_utilization: float
-    kv_cache_gib: float
+    num: int = field(metadata=number(1, 10**4))
+    gpus: float = field(metadata=number(0, 64, "GPUs"))
+    threads: int = field(metadata=number(1, 1024))
+    responses_per_prompt: int = field(metadata=number(2, 10**4))
+    max_response_tokens: int = field(metadata=number(1, 10**7, "tokens"))
+    temperature: float = field(metadata=number(1e-3, 10))
+    top_p: float = field(metadata=number(1e-3, 1))
+    max_num_seqs: int = field(metadata=number(1, 10**5))
+    tensor_parallel: int = field(metadata=number(1, 64))
+    gpu_memory_utilization: float = field(metadata=number(0.05, 1))
+    kv_cache_gib: float = field(metadata=number(0, 10**5, "GiB", above=True))
     enforce_eager: bool
-    sync_tolerance: float
+    sync_tolerance: float | None = field(metadata=number(0, 100, "nats", above=True))
 
 
 @dataclass(frozen=True)
 class RewarderConfig:
-    num: int
-    gpus: float
-    threads: int
-    model: str | None
+    num: int = field(metadata=number(1, 10**4))
+    gpus: float = field(metadata=number(0, 64, "GPUs"))
+    threads: int = field(metadata=number(1, 1024))
+    model: str | None = field(metadata=path())
     revision: str | None
     objectives: list[str]
     programs: dict[str, str]
     preference: str | None
-    dtype: str
-    max_tokens: int
-    batch_tokens: int
-    truncation_penalty: float
+    dtype: str = field(metadata=choice(DTYPES))
+    max_tokens: int = field(metadata=number(1, 10**7, "tokens"))
+    batch_tokens: int = field(metadata=number(1, 10**9, "tokens"))
+    truncation_penalty: float = field(metadata=number(-1000, 0, reason=NO_REWARD))
 
 
 @dataclass(frozen=True)
 class AggregationConfig:
-    kind: str
+    kind: str = field(metadata=choice(tuple(AGGREGATIONS)))
     groups: dict[str, list[str]]
     objectives: list[str]
-    uncertainty_penalty: float
-    thresholds: dict[str, float]
-    weights: dict[str, float]
-    weight_floor: float
-    probability_floor: float
-    references_per_prompt: int
-    quantile: float
-    estimator: str
+    uncertainty_penalty: float = field(metadata=number(0, 1000))
+    thresholds: dict[str, float] = field(metadata=number(-(10**6), 10**6))
+    weights: dict[str, float] = field(metadata=number(-(10**6), 10**6))
+    weight_floor: float = field(metadata=number(0, 1))
+    probability_floor: float = field(metadata=number(0, 0.2))
+    references_per_prompt: int = field(metadata=number(2, 10**4))
+    quantile: float = field(metadata=number(0.01, 0.99))
+    estimator: str = field(metadata=choice(("gaussian", "empirical")))
     canned: dict[str, str]
 
 
 @dataclass(frozen=True)
 class SftConfig:
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    warmup_fraction: float
+    epochs: int = field(metadata=number(1, 1000))
+    batch_size: int = field(metadata=number(1, 10**6))
+    learning_rate: float = field(metadata=number(0, 10, above=True))
+    warmup_fraction: float = field(metadata=number(0, 1))
 
 
 @dataclass(frozen=True)
 class DenoisingConfig:
-    keep: list[float]
-    flip: float
-    smoothing: float
-    smooth: str
-    targets: str
-    margin: float
-    margin_cap: float
+    keep: list[float] = field(metadata=number(0, 1, length=2))
+    flip: float = field(metadata=number(0, 1, below=True))
+    smoothing: float = field(metadata=number(0, 0.5, below=True))
+    smooth: str = field(metadata=choice(("negative", "all")))
+    targets: str = field(metadata=choice(("labels", "ensemble")))
+    margin: float = field(metadata=number(0, 1000))
+    margin_cap: float = field(metadata=number(0, 1000, "nats", above=True))
 
     @property
     def is_neutral(self) -> bool:
@@ -135,29 +148,29 @@ class DenoisingConfig:
 
 @dataclass(frozen=True)
 class ContrastiveConfig:
-    kind: str
-    weight: float
-    temperature: float
-    dropout: float
-    prototypes: int
+    kind: str = field(metadata=choice(("none", "simcse", "simcse_diff", "swav", "swav_diff")))
+    weight: float = field(metadata=number(0, 10**4, above=True))
+    temperature: float = field(metadata=number(0, 100, above=True))
+    dropout: float = field(metadata=number(0, 1, below=True))
+    prototypes: int = field(metadata=number(2, 10**5))
 
 
 @dataclass(frozen=True)
 class RewardTrainingConfig:
-    stage_1: str
-    feature_cache: str | None
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    lora_rank: int | None
-    regression_weight: float
-    gate_steps: int
-    gate_learning_rate: float
-    gate_hidden: int
-    gate_layers: int
-    gate_temperature: float
-    initial_scale: float
-    held_out_fraction: float
+    stage_1: str = field(metadata=choice(("regression", "ridge")))
+    feature_cache: str | None = field(metadata=path())
+    epochs: int = field(metadata=number(1, 1000))
+    batch_size: int = field(metadata=number(1, 10**6))
+    learning_rate: float = field(metadata=number(0, 10, above=True))
+    lora_rank: int | None = field(metadata=number(1, 1024))
+    regression_weight: float = field(metadata=number(0, 10**6))
+    gate_steps: int = field(metadata=number(0, 10**7))
+    gate_learning_rate: float = field(metadata=number(0, 10, above=True))
+    gate_hidden: int = field(metadata=number(1, 10**6))
+    gate_layers: int = field(metadata=number(1, 64))
+    gate_temperature: float = field(metadata=number(0, 10**4, above=True))
+    initial_scale: float = field(metadata=number(0, 10**4, above=True))
+    held_out_fraction: float = field(metadata=number(0.01, 0.9))
     verbosity: str | None
     baseline: bool
     denoising: DenoisingConfig
@@ -166,42 +179,42 @@ class RewardTrainingConfig:
 
 @dataclass(frozen=True)
 class PreferencesConfig:
-    members: int
-    folds: int
-    train: str
+    members: int = field(metadata=number(2, 1000))
+    folds: int = field(metadata=number(1, 500))
+    train: str = field(metadata=choice(("heads", "lora", "full")))
     vary_seed: bool
     bootstrap: bool
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    lora_rank: int
-    workers: int
-    gpus: float
-    threads: int
+    epochs: int = field(metadata=number(1, 1000))
+    batch_size: int = field(metadata=number(1, 10**6))
+    learning_rate: float = field(metadata=number(0, 10))
+    lora_rank: int = field(metadata=number(1, 1024))
+    workers: int = field(metadata=number(1, 1000))
+    gpus: float = field(metadata=number(0, 1, "GPUs"))
+    threads: int = field(metadata=number(1, 1024))
     keep_models: bool
 
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    ranks: int
-    gpus: float
-    threads: int
-    zero_stage: int
+    ranks: int = field(metadata=number(1, 10**4))
+    gpus: float = field(metadata=number(0, 64, "GPUs"))
+    threads: int = field(metadata=number(1, 1024))
+    zero_stage: int = field(metadata=number(0, 3))
     autocast: bool
     gradient_checkpointing: bool
-    micro_batch_tokens: int
-    groups_per_step: int
-    num_updates: int
-    learning_rate: float
-    warmup_steps: int
-    weight_decay: float
-    betas: list[float]
-    grad_clip: float
-    clip_low: float
-    clip_high: float
-    importance_cap: float | None
-    kl_coef: float
-    kl_estimator: str
+    micro_batch_tokens: int = field(metadata=number(1, 10**9, "tokens"))
+    groups_per_step: int = field(metadata=number(1, 10**6))
+    num_updates: int = field(metadata=number(1, 64))
+    learning_rate: float = field(metadata=number(0, 10, above=True))
+    warmup_steps: int = field(metadata=number(0, 10**7))
+    weight_decay: float = field(metadata=number(0, 10))
+    betas: list[float] = field(metadata=number(0, 1, below=True, length=2))
+    grad_clip: float = field(metadata=number(0, 10**6, above=True))
+    clip_low: float = field(metadata=number(0, 1, above=True))
+    clip_high: float = field(metadata=number(0, 1000, above=True))
+    importance_cap: float | None = field(metadata=number(1, 10**6))
+    kl_coef: float = field(metadata=number(0, 1000))
+    kl_estimator: str = field(metadata=choice(("k2", "k3")))
     sft: SftConfig
     preferences: PreferencesConfig
     reward_model: RewardTrainingConfig
@@ -209,63 +222,63 @@ class LearnerConfig:
 
 @dataclass(frozen=True)
 class IterationConfig:
-    num: int
-    steps: int
-    max_staleness: int
-    policy_start: str
+    num: int = field(metadata=number(1, 10**4))
+    steps: int = field(metadata=number(1, 10**7))
+    max_staleness: int = field(metadata=number(0, 8))
+    policy_start: str = field(metadata=choice(("continue", "reset")))
 
 
 @dataclass(frozen=True)
 class DriftConfig:
-    signal: str
-    change: float
-    pairs: int
+    signal: str = field(metadata=choice(SIGNALS))
+    change: float = field(metadata=number(0, 1000))
+    pairs: int = field(metadata=number(1, 10**6))
 
 
 @dataclass(frozen=True)
 class MetaConfig:
-    prompts: int
-    step: str
-    size: float
-    second_order: str
-    weight: float
+    prompts: int = field(metadata=number(1, 10**5))
+    step: str = field(metadata=choice(("normalised", "raw", "adam")))
+    size: float = field(metadata=number(0, 1000))
+    second_order: str = field(metadata=choice(("none", "exact", "difference")))
+    weight: float = field(metadata=number(0, 1000))
 
 
 @dataclass(frozen=True)
 class OcrmConfig:
-    strength: float
-    mixture: float
+    strength: float = field(metadata=number(0, 1))
+    mixture: float = field(metadata=number(0, 1))
 
 
 @dataclass(frozen=True)
 class AdaptationConfig:
-    when: str
-    every_steps: int
+    when: str = field(metadata=choice(("never", "iteration", "steps", "drift")))
+    every_steps: int = field(metadata=number(1, 10**7))
     drift: DriftConfig
-    method: str
-    tier: str
-    fit_pairs: int
-    fit_rounds: int
-    evidence_pairs: int
-    min_pairs: int
-    select: str
-    ensemble: str | None
-    level: float
-    guard_accuracy: float
-    guard_r2: float
-    steps: int
-    batch_pairs: int
-    learning_rate: float
-    replay_weight: float
-    lora_rank: int
-    top_layers: int
+    method: str = field(metadata=choice(METHODS))
+    tier: str = field(metadata=choice(TIERS))
+    fit_pairs: int = field(metadata=number(1, 10**6))
+    fit_rounds: int = field(metadata=number(1, 10**6))
+    evidence_pairs: int = field(metadata=number(1, 10**6))
+    min_pairs: int = field(metadata=number(1, 10**6))
+    select: str = field(metadata=choice(("random", "disagreement")))
+    ensemble: str | None = field(metadata=path())
+    level: float = field(metadata=number(1e-6, 1))
+    guard_accuracy: float = field(metadata=number(0, 1))
+    guard_r2: float = field(metadata=number(0, 1))
+    steps: int = field(metadata=number(1, 10**6))
+    batch_pairs: int = field(metadata=number(1, 10**5))
+    learning_rate: float = field(metadata=number(0, 1))
+    replay_weight: float = field(metadata=number(0, 1000))
+    lora_rank: int = field(metadata=number(1, 1024))
+    top_layers: int = field(metadata=number(1, 1000))
     meta: MetaConfig
     ocrm: OcrmConfig
-    confidence: float
-    ranks: int
-    zero_stage: int
-    gpus: float
-    threads: int
+    confidence: float = field(metadata=number(0.5, 1))
+    ranks: int = field(metadata=number(1, 1024))
+    zero_stage: int = field(metadata=number(0, 3))
+    gpus: float = field(metadata=number(0, 1, "GPUs"))
+    threads: int = field(metadata=number(1, 1024))
 
     @property
     def enabled(self) -> bool:
@@ -278,11 +291,11 @@ class EndpointConfig:
     model: str | None
     key_env: str | None
     instruction: str
-    answer_tokens: int
-    timeout_s: float
-    max_response_kib: int
-    retries: int
-    concurrency: int
+    answer_tokens: int = field(metadata=number(1, 10**6, "tokens"))
+    timeout_s: float = field(metadata=number(0.1, 10**5, "s"))
+    max_response_kib: int = field(metadata=number(1, 10**6, "KiB"))
+    retries: int = field(metadata=number(0, 100))
+    concurrency: int = field(metadata=number(1, 1024))
 
 
 @dataclass(frozen=True)
@@ -290,15 +303,15 @@ class JudgeConfig:
     function: str | None
     labeler: str | None
     ideal: str | None
-    collect_prompts: int
-    collect_responses: int
-    model: str | None
+    collect_prompts: int = field(metadata=number(0, 10**9))
+    collect_responses: int = field(metadata=number(1, 10**4))
+    model: str | None = field(metadata=path())
     revision: str | None
-    num: int
-    gpus: float
-    threads: int
+    num: int = field(metadata=number(1, 10**4))
+    gpus: float = field(metadata=number(0, 1, "GPUs"))
+    threads: int = field(metadata=number(1, 1024))
     endpoint: EndpointConfig
-    file: str | None
+    file: str | None = field(metadata=path())
 
     @property
     def compares(self) -> str | None:
@@ -310,34 +323,34 @@ class JudgeConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    every_steps: int
-    keep: int
+    every_steps: int = field(metadata=number(1, 10**7))
+    keep: int = field(metadata=number(2, 10**4))
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    prompts: int
-    bootstrap_samples: int
+    prompts: int = field(metadata=number(1, 10**9))
+    bootstrap_samples: int = field(metadata=number(1, 10**6))
 
 
 @dataclass(frozen=True)
 class EvaluateRmConfig:
-    pairs: dict[str, str]
+    pairs: dict[str, str] = field(metadata=path())
     slice: str | None
-    rewardbench: str | None
-    prior_sets: dict[str, str]
-    rewardbench2: str | None
-    baseline: str | None
+    rewardbench: str | None = field(metadata=path())
+    prior_sets: dict[str, str] = field(metadata=path())
+    rewardbench2: str | None = field(metadata=path())
+    baseline: str | None = field(metadata=path())
     baseline_revision: str | None
-    batch_tokens: int
+    batch_tokens: int = field(metadata=number(1, 10**9, "tokens"))
 
 
 @dataclass(frozen=True)
 class ExplainConfig:
     prompt: str | None
     responses: list[str]
-    file: str | None
-    rows: int
+    file: str | None = field(metadata=path())
+    rows: int = field(metadata=number(1, 10**6))
 
 
 @dataclass(frozen=True)
@@ -350,7 +363,7 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    samples_per_step: int
+    samples_per_step: int = field(metadata=number(0, 10**4))
     tensorboard: bool
 
 
@@ -380,11 +393,16 @@ class Config:
     def run_dir(self) -> Path:
         return Path(self.run.dir) / self.run.name
 
+    @property
+    def sync_tolerance(self) -> float:
+        """The largest difference of log-probs on the probe after a weight update, in nats."""
+        return sync_tolerance(self.actors.sync_tolerance, self.policy.dtype)
 
-# Ways to adapt the reward model (docs/adaptation.md), and how much of it is trained
-METHODS = ("labelled", "none", "literal", "no_restore", "joint", "look_ahead", "ocrm", "pseudo_label")
-META_METHODS = ("literal", "no_restore", "joint", "look_ahead")  # with MetaRM's difference loss on unlabelled samples
-TIERS = ("gate", "heads", "lora", "top", "full")
-CACHED_TIERS = ("gate", "heads")  # trained on cached hidden states
+
+def sync_tolerance(given: float | None, dtype: str) -> float:
+    """actors.sync_tolerance, or the one that belongs to policy.dtype where it is null."""
+    return SYNC_TOLERANCES[dtype] if given is None else given
+
+
 STAGES = ("sft", "collect", "preferences", "reward_model", "iterate", "evaluate", "export", "report")
 COMMANDS = ("evaluate_rm", "explain")  # accepted by --stages alone; never skipped, never part of a run's `stages`

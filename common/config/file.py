@@ -1,60 +1,103 @@
 """Configuration files: base.yaml, a file with its bases, and key=value overrides, merged, checked and typed.
 
 A file may name a `base:` beside it; later wins: base.yaml, the file's bases, the file, the command line. Every problem is
-reported at once, a mistyped key with the nearest valid one. The only importer of omegaconf; called by launch.py.
+reported at once, a mistyped key with the nearest valid one. Called by launch.py, and by the preflight of a resumed run.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import difflib
+import functools
+import os
+import re
 import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+import yaml
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from common.config.aggregation_checks import undoing
-from common.config.checks import wrong_values
+from common.config import names
+from common.config.checks import contradictions, wrong_values
 from common.config.config import Config
+from common.config.fields import keys
+from common.config.names import Layer
+from common.config.texts import hint_at, read_value, read_yaml
 
 BASE = Path(__file__).resolve().parents[2] / "configs" / "base.yaml"
+_EQUALS = re.compile(r"(?<!\\)=")
+_LITERAL = re.compile(r"(\\*)(\$\{)")
 
 
 class ConfigError(ValueError):
     """Everything that is wrong with a configuration, one problem a line."""
 
 
-def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
+@dataclass(frozen=True, slots=True)
+class SavedConfig:
+    """The resolved configuration of an earlier run: keys that did not exist when it was made (`added`) have their defaults,
+    and those that exist no more (`gone`) are left out."""
+
+    config: Config
+    added: tuple[str, ...]
+    gone: tuple[str, ...]
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads base.yaml, the file with its bases, and `key=value` overrides. Raises ConfigError with every problem."""
-    layers = [_read_yaml(BASE), *_with_bases(Path(path), ()), _parse_overrides(overrides)]
-    problems = [problem for layer in layers for problem in unknown_keys(layer)]
-    if problems:
+    layers = [*_with_bases(Path(path), ()), *_parse_overrides(overrides)]
+    if problems := [line for layer in layers for line in (*names.not_sections(layer), *names.unknown(layer).values())]:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), *layers)
-        config = typing.cast(Config, OmegaConf.to_object(merged))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {error.full_key or 'configuration'}: {_first_line(error)}") from error
-    problems = wrong_values(config)
-    if problems:
+    config, wrong = _merged(layers)
+    wrong |= wrong_values(config)
+    if wrong:  # keys that contradict one another are looked for among the others, with defaults in place of these
+        config, _ = _merged([_without(layer, wrong) for layer in layers])
+    others = [line for line in contradictions(config) if not any(name in line for name in wrong)]
+    if problems := [*wrong.values(), *others]:
         raise ConfigError("\n".join(problems))
     return config
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Writes the resolved configuration as YAML, every key present."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    """Writes the resolved configuration as YAML, every key present, aside and in one piece."""
+    aside = path.with_suffix(".tmp")
+    aside.write_text(OmegaConf.to_yaml(OmegaConf.create(_literal(to_dict(config)))), encoding="utf-8")
+    os.replace(aside, path)
+
+
+def read_saved(path: Path) -> SavedConfig:
+    """The resolved configuration that a run left. Raises ConfigError where it cannot be read."""
+    layer = _read_layer(path)
+    if not layer:
+        raise ConfigError(f"{path}: it is empty; restore it, or choose another run.name")
+    if problems := names.not_sections(layer):
+        raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems))
+    gone = tuple(names.unknown(layer))
+    layer = _without(layer, gone)
+    config, wrong = _merged([layer])
+    if wrong:
+        raise ConfigError("\n".join(f"{path}: {problem}" for problem in wrong.values()))
+    there = {name for name, _ in names.leaves(layer)}
+    return SavedConfig(config, tuple(name for name in keys(Config) if name not in there), gone)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The section (any of the dataclasses above) as plain data: for hashes and environment records."""
+    """The section (any of the dataclasses of common/config/config.py) as plain data: for hashes and environment records."""
     return dataclasses.asdict(config)
 
 
+def shown(value: Any) -> str:
+    """A value as a configuration file has it."""
+    return "null" if value is None else str(value)
+
+
 def differing_keys(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of the keys whose values differ between two resolved configurations."""
+    """Dotted names of the keys whose values differ between two resolved configurations, as plain data."""
     found: list[str] = []
     for key in sorted({*ours, *theirs}):
         a, b = ours.get(key), theirs.get(key)
@@ -66,97 +109,126 @@ def differing_keys(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "
     return found
 
 
-def read_saved(path: Path) -> dict[str, Any]:
-    """The resolved configuration of an earlier run, as plain data."""
-    return typing.cast("dict[str, Any]", OmegaConf.to_container(_read_yaml(path)))
+def _merged(layers: Sequence[Layer]) -> tuple[Config, dict[str, str]]:
+    """base.yaml with these layers over it, and one line for each key whose value has another type than it; such a key has
+    its value of base.yaml."""
+    wrong = dict[str, str]()
+    while True:
+        try:
+            merged = OmegaConf.merge(_base(), *(_without(layer, wrong) for layer in layers))
+            return _at_home(typing.cast(Config, OmegaConf.to_object(merged))), wrong
+        except OmegaConfBaseException as error:
+            found = _wrong_types(layers) if not wrong else {}
+            if name := names.key_of(error.full_key or ""):  # of an interpolation, which is resolved last
+                found.setdefault(name, _wrong_type(name, error))
+            if not found.keys() - wrong.keys():
+                raise ConfigError(f"{error.full_key or 'configuration'}: {_first_line(error)}") from error
+            wrong |= found
 
 
-def unknown_keys(layer: DictConfig) -> list[str]:
-    """One line for each key or section of `layer` that does not exist, naming the nearest one that does."""
-    valid = dict(_fields(Config))
-    found = []
-    for key, value in _leaves(layer, valid):
-        if key in valid or any(key.startswith(f"{name}.") for name, kind in valid.items() if kind is dict):
-            continue
-        members = [name for name in valid if name.startswith(f"{key}.")]
-        if members:
-            found.append(f"{key} is a section, got a single value; set its keys instead, such as {members[0]}")
-            continue
-        if reason := undoing(key):
-            found.append(f"there is no key {key}: {reason} (docs/reward.md)")
-            continue
-        kind = "section" if isinstance(value, DictConfig) else "key"
-        near = _nearest_section(key, valid) if kind == "section" else _nearest_key(key, valid)
-        found.append(f"unknown {kind} {key}; the nearest valid {kind} is {near} (all keys: configs/base.yaml)")
+def _wrong_types(layers: Sequence[Layer]) -> dict[str, str]:
+    """One line for each key whose value has another type than it."""
+    found = dict[str, str]()
+    for name, value in (leaf for layer in layers for leaf in names.leaves(layer)):
+        key = names.key_of(name) or name
+        section, _, last = key.rpartition(".")
+        try:
+            OmegaConf.merge(OmegaConf.structured(hint_at(Config, section)), {last: value})
+        except OmegaConfBaseException as error:
+            found[key] = _wrong_type(key, error)
     return found
 
 
-def _nearest_section(name: str, valid: typing.Iterable[str]) -> str:
-    """The section most like `name`, among those inside the same section where there are any."""
-    sections = {key[:at] for key in valid for at, letter in enumerate(key) if letter == "."}
-    beside = [section for section in sections if section.rpartition(".")[0] == name.rpartition(".")[0]]
-    return difflib.get_close_matches(name, sorted(beside or sections), n=1, cutoff=0.0)[0]
+def _wrong_type(name: str, error: Exception) -> str:
+    rule = keys(Config)[name].rule
+    return f"{name}: {_first_line(error)}{f'; it must be {rule.wanted()}' if rule else ''}"
 
 
-def _nearest_key(key: str, valid: typing.Iterable[str]) -> str:
-    """The key most like `key`: of its own section, else one of the same name elsewhere, else any."""
-    section, _, name = key.rpartition(".")
-    names = {known.rpartition(".")[2]: known for known in valid if known.rpartition(".")[0] == section}
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    elsewhere = [known for known in valid if known.rpartition(".")[2] == name]
-    return names[close[0]] if close else (elsewhere or difflib.get_close_matches(key, valid, n=1, cutoff=0.0))[0]
+def _at_home(config: Config) -> Config:
+    """The configuration with the home directory in place of `~`, in every key that names a path or a model."""
+    for name in (name for name, key in keys(Config).items() if key.is_path):
+        config = _replaced(config, name, _expanded(attrgetter(name)(config)))
+    return config
 
 
-def _with_bases(path: Path, seen: tuple[Path, ...]) -> list[DictConfig]:
+def _expanded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: os.path.expanduser(one) for name, one in value.items()}
+    return value and os.path.expanduser(value)
+
+
+def _replaced(section: Any, name: str, value: Any) -> Any:
+    """The section with another value at a dotted name."""
+    first, _, rest = name.partition(".")
+    return dataclasses.replace(
+        section, **{first: _replaced(attrgetter(first)(section), rest, value) if rest else value}
+    )
+
+
+def _without(layer: Layer, dropped: typing.Iterable[str]) -> Layer:
+    left = copy.deepcopy(layer)
+    for name in dropped:
+        names.drop(left, name)
+    return left
+
+
+def _with_bases(path: Path, seen: tuple[Path, ...]) -> list[Layer]:
     path = path.resolve()
     if path in seen:
         raise ConfigError(f"{path}: base: refers back to itself through {' -> '.join(p.name for p in seen)}")
-    layer = _read_yaml(path)
+    layer = _read_layer(path)
     base = layer.pop("base", None)
     return [*(_with_bases(path.parent / str(base), (*seen, path)) if base else []), layer]
 
 
-def _read_yaml(path: Path) -> DictConfig:
+@functools.cache
+def _base() -> Any:
+    """base.yaml, typed; to be merged with others, never changed."""
+    return OmegaConf.merge(OmegaConf.structured(Config), _read_layer(BASE))
+
+
+def _read_layer(path: Path) -> Layer:
     if not path.is_file():
         raise ConfigError(f"{path}: no such configuration file")
     try:
-        loaded = OmegaConf.load(path)
-    except Exception as error:  # YAML's parser has its own exception tree; each becomes the user's one error
+        loaded = read_yaml(path.read_text(encoding="utf-8"), Config)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of text that is not UTF-8, or of a number's form
         raise ConfigError(f"{path}: not valid YAML: {_first_line(error)}") from error
-    if not isinstance(loaded, DictConfig):
-        raise ConfigError(f"{path}: a configuration is a mapping of sections, got a list")
-    return loaded
+    if not isinstance(loaded, dict | None):
+        raise ConfigError(f"{path}: a configuration is a mapping of sections, got {type(loaded).__name__}")
+    return loaded or {}
 
 
-def _parse_overrides(overrides: typing.Sequence[str]) -> DictConfig:
-    wrong = [text for text in overrides if "=" not in text]
+def _parse_overrides(overrides: Sequence[str]) -> list[Layer]:
+    """One layer for each override. Raises ConfigError with every one that cannot be read."""
+    layers, wrong = list[Layer](), list[str]()
+    for text in overrides:
+        name, *value = _EQUALS.split(text, maxsplit=1)
+        if not value:
+            wrong.append(f"override {text!r} is not of the form key=value")
+            continue
+        try:
+            layers.append(_nested(name, read_value(value[0], hint_at(Config, name))))
+        except (yaml.YAMLError, ValueError) as error:
+            wrong.append(f"override {name}: not valid YAML: {_first_line(error)}; got {value[0]!r}")
     if wrong:
-        raise ConfigError("\n".join(f"override {text!r} is not of the form key=value" for text in wrong))
-    try:
-        return OmegaConf.from_dotlist(list(overrides))
-    except Exception as error:  # as in _read_yaml: the value is YAML
-        raise ConfigError(f"override: not valid YAML: {_first_line(error)}; got {' '.join(overrides)}") from error
+        raise ConfigError("\n".join(wrong))
+    return layers
 
 
-def _fields(kind: type, prefix: str = "") -> typing.Iterator[tuple[str, type]]:
-    hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            yield from _fields(typing.cast(Any, hint), f"{prefix}{field.name}.")
-        else:
-            yield f"{prefix}{field.name}", typing.get_origin(hint) or hint
+def _nested(name: str, value: Any) -> Layer:
+    first, _, rest = name.partition(".")
+    return {first: _nested(rest, value) if rest else value}
 
 
-def _leaves(layer: DictConfig, valid: dict[str, type], prefix: str = "") -> typing.Iterator[tuple[str, Any]]:
-    """The dotted name and the node of everything in `layer` that is not a known section."""
-    for key in layer:
-        name, value = f"{prefix}{key}", layer._get_node(key)
-        is_section = any(known.startswith(f"{name}.") for known in valid)
-        if isinstance(value, DictConfig) and not value._is_none() and is_section:
-            yield from _leaves(value, valid, f"{name}.")
-        else:
-            yield name, value
+def _literal(value: Any) -> Any:
+    """Resolved values as OmegaConf must read them to get them back: what looks like an interpolation or a missing value is
+    text."""
+    if isinstance(value, dict):
+        return {name: _literal(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_literal(one) for one in value]
+    return _LITERAL.sub(r"\1\1\\\2", value) if isinstance(value, str) else value
 
 
 def _first_line(error: Exception) -> str:

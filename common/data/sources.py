@@ -34,7 +34,7 @@ def is_hub_name(source: str) -> bool:
 
 def raw_rows(source: str) -> Iterator[tuple[str, bytes | Fields]]:
     """The rows of a file or Hub data set with their places; a line of text is not parsed yet. Raises DataError."""
-    path = Path(source).expanduser()
+    path = Path(source)
     if path.is_file() and source.endswith(".parquet"):
         return _parquet_rows(path)
     if path.is_file() and source.endswith((".jsonl", ".jsonl.gz")):

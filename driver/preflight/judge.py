@@ -39,7 +39,7 @@ def check_judge(config: Config, stages: Sequence[str], findings: Findings) -> in
 def _check_model(judge: JudgeConfig, max_tokens: int, findings: Findings) -> int | None:
     assert judge.model is not None, "what compares is given"
     directory, tokenizer = check_model("judge.model", judge.model, judge.revision, False, findings)
-    if directory is not None and Path(judge.model).expanduser().is_dir():
+    if directory is not None and Path(judge.model).is_dir():
         check_reward_model("judge.model", directory, [], findings, classifiers=True)
     if tokenizer is not None:
         check_template(tokenizer, [], [], max_tokens, findings, "judge.model")

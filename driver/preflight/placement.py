@@ -29,6 +29,8 @@ ROLE_STAGES = {  # a run makes the roles that any of its stages needs, once, and
     "preference": {"preferences"},
     "learner": {"sft", "collect", "reward_model", "iterate", "export"},
 }
+# The learners load the frozen reference in these, whatever learner.kl_coef is: the engines are verified against it
+REFERENCE_STAGES = {"collect", "iterate", "export"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,8 @@ def roles_of(
     """The roles that the stages start, with their estimates; None for a model of unknown size, `judge` in parameters."""
     of_policy, of_rewarder = (None if shape is None else shape.parameters for shape in (policy, rewarder))
     every = [_actors(config, of_policy), _rewarder(config, of_rewarder)]
-    every += [_learner(config, of_policy, "iterate" in stages), _preference(config, of_policy)]
+    has_reference = bool(REFERENCE_STAGES & set(stages))
+    every += [_learner(config, of_policy, has_reference), _preference(config, of_policy)]
     if config.adaptation.enabled:
         every += [_adapter(config, rewarder), *_judge(config, judge)]
     return [role for role in every if ROLE_STAGES[role.name] & set(stages)]
@@ -168,9 +171,8 @@ def _preference(config: Config, parameters: int | None) -> Role:
     return Role("preference", settings.workers, settings.gpus, settings.threads, num_bytes, detail)
 
 
-def _learner(config: Config, parameters: int | None, iterates: bool) -> Role:
+def _learner(config: Config, parameters: int | None, has_reference: bool) -> Role:
     learner = config.learner
-    has_reference = iterates and learner.kl_coef > 0
     num_bytes = (
         None if parameters is None else learner_bytes(parameters, learner.ranks, learner.zero_stage, has_reference)
     )

@@ -41,7 +41,7 @@ def _check_pairs(config: Config, source: str, tokenizer: Any, findings: Findings
 
 
 def _check_strengths(strengths: str, source: str, findings: Findings) -> None:
-    if not Path(strengths).expanduser().is_file():
+    if not Path(strengths).is_file():
         findings.problem(f"data.strengths: no such file {strengths}; give the pairs.jsonl that stage preferences wrote")
     elif (
         is_small(strengths)

@@ -11,12 +11,13 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from common.config.aggregations import AGGREGATIONS
 from common.config.config import COMMANDS, Config
-from common.config.file import ConfigError, differing_keys, read_saved, to_dict
+from common.config.file import ConfigError, SavedConfig, differing_keys, read_saved, shown, to_dict
 from common.model_size import Shape, shape_of
 from driver.export.hub import check_push
 from driver.export.stage import is_current
@@ -46,7 +47,7 @@ JUDGE_SERVICE = tuple(
     f"judge.endpoint.{key}" for key in ("url", "key_env", "timeout_s", "max_response_kib", "retries", "concurrency")
 )
 # What a resumed run may change, since no number depends on it: where its services are, where its models go, what is shown,
-# what commands look at (whole sections: a run that is older than a command has none)
+# what commands look at, what the probe may show
 # (judge.endpoint.model may not change, so that the judge stays who it was)
 FREE_ON_RESUME = (
     "cluster.",
@@ -54,6 +55,7 @@ FREE_ON_RESUME = (
     "redis.password_env",
     "export.",
     "report.tensorboard",
+    "actors.sync_tolerance",
     *COMMANDS,
     *JUDGE_SERVICE,
 )
@@ -61,16 +63,18 @@ FREE_ON_RESUME = (
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """problems: one line each, empty where the run may start. plan: the placement table, its sums, disk and notes."""
+    """problems: one line each, empty where the run may start. plan: the placement table, its sums, disk and notes. said: what
+    a run says before it starts."""
 
     problems: list[str]
     plan: list[str]
+    said: list[str]
 
 
 def check(config: Config, stages: list[str], resume: bool) -> Report:
     """Checks everything that the `stages` need. Raises nothing for bad input: it is all in the report."""
     findings = Findings()
-    _check_run_dir(config, resume, findings)
+    said = _check_run_dir(config, resume, findings)
     policy, rewarder, tokenizer, rm_tokenizer = _check_models(config, findings)
     check_data(config, stages, tokenizer, findings)
     check_labels(config, stages, rm_tokenizer, findings)
@@ -86,7 +90,10 @@ def check(config: Config, stages: list[str], resume: bool) -> Report:
     plan = _check_placement(config, building, (policy, rewarder, judge), findings)
     plan += [*_references_cost(config, building), *round_lines(config, building)]
     plan += _check_disk(config, disk_bytes(config, building, _parameters(policy), _parameters(rewarder)), findings)
-    return Report(list(dict.fromkeys(findings.problems)), plan + [f"note: {note}" for note in findings.notes])
+    if "iterate" in stages:
+        said.append(_sync_tolerance(config))
+    plan += [*said, *(f"note: {note}" for note in findings.notes)]
+    return Report(list(dict.fromkeys(findings.problems)), plan, said)
 
 
 def _check_models(config: Config, findings: Findings) -> tuple[Shape | None, Shape | None, Any, Any]:
@@ -100,9 +107,7 @@ def _check_models(config: Config, findings: Findings) -> tuple[Shape | None, Sha
     if not rewarder.model:  # the reward model that stage reward_model trains has the policy's backbone
         return shape, shape, tokenizer, tokenizer
     directory, rm_tokenizer = check_model("rewarder.model", rewarder.model, rewarder.revision, trust, findings)
-    if (
-        directory is not None and Path(rewarder.model).expanduser().is_dir()
-    ):  # of the Hub's cache some files may be missing
+    if directory is not None and Path(rewarder.model).is_dir():  # of the Hub's cache some files may be missing
         check_reward_model("rewarder.model", directory, rewarder.objectives, findings)
     return shape, shape_of(directory), tokenizer, rm_tokenizer
 
@@ -150,39 +155,66 @@ def _room(config: Config, findings: Findings) -> Room:
     return Room(visible_gpus(), "answers" if reached else "silent", cluster_gpus)
 
 
-def _check_run_dir(config: Config, resume: bool, findings: Findings) -> None:
+def _sync_tolerance(config: Config) -> str:
+    given = config.actors.sync_tolerance is not None
+    why = "as set" if given else f"by policy.dtype {config.policy.dtype}"
+    return f"actors.sync_tolerance: {config.sync_tolerance:g} nats, {why}"
+
+
+def _check_run_dir(config: Config, resume: bool, findings: Findings) -> list[str]:
+    """Whether the run may use its directory; returns what a resumed run has to say about its saved configuration."""
     name, run_dir = config.run.name, config.run_dir
     if not RUN_NAME.fullmatch(name):
         findings.problem(
             f"run.name is {name!r}; wanted 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit"
         )
     elif resume:
-        _check_resume(config, findings)
+        return _check_resume(config, findings)
     elif run_dir.is_dir() and any(run_dir.iterdir()):
         findings.problem(f"{run_dir} already holds a run; pass --resume, choose another run.name, or delete it")
     elif run_dir.exists() and not run_dir.is_dir():
         findings.problem(f"{run_dir} is a file; choose another run.name")
     elif not os.access(_existing(run_dir), os.W_OK):
         findings.problem(f"{_existing(run_dir)} cannot be written to; correct run.dir")
+    return []
 
 
-def _check_resume(config: Config, findings: Findings) -> None:
-    """The saved configuration is there and agrees in every key that may not change."""
+def _check_resume(config: Config, findings: Findings) -> list[str]:
+    """The saved configuration is there and agrees in every key that may not change; returns how its keys are others."""
     path = config.run_dir / "config.yaml"
     if not path.is_file():
         findings.problem(f"--resume, but there is no run in {config.run_dir}; correct run.name or leave --resume out")
-        return
+        return []
     try:
-        keys = differing_keys(to_dict(config), read_saved(path))
+        saved = read_saved(path)
     except ConfigError as error:
-        findings.problem(f"--resume: {error}")
-        return
+        findings.problems.extend(f"--resume: {line}" for line in str(error).splitlines())
+        return []
+    keys = differing_keys(to_dict(config), to_dict(saved.config))
     keys = [key for key in keys if not key.startswith(FREE_ON_RESUME)]
     if keys:
         findings.problem(
             f"--resume, but {config.run_dir} was started with another configuration; it differs in {', '.join(keys)}: "
-            "restore them (see its config.yaml) or choose another run.name"
+            f"restore them (see its config.yaml{_defaults(keys, saved)}) or choose another run.name"
         )
+    return _other_keys(config, saved)
+
+
+def _defaults(keys: Sequence[str], saved: SavedConfig) -> str:
+    """What the keys must be that config.yaml does not have."""
+    new = [f"{key} {shown(attrgetter(key)(saved.config))}" for key in keys if key in saved.added]
+    return f"; it was made before {', '.join(new)}" if new else ""
+
+
+def _other_keys(config: Config, saved: SavedConfig) -> list[str]:
+    """One line for the keys that the saved configuration lacks, and one for those that exist no more."""
+    said, where = [], f"{config.run_dir}/config.yaml"
+    if saved.added:
+        values = ", ".join(f"{key}: {shown(attrgetter(key)(config))}" for key in saved.added)
+        said.append(f"{where} was written before these keys existed, which have their defaults: {values}")
+    if saved.gone:
+        said.append(f"{where} has keys that exist no more and are ignored: {', '.join(saved.gone)}")
+    return said
 
 
 def _check_disk(config: Config, needed: float | None, findings: Findings) -> list[str]:

@@ -18,6 +18,7 @@ import numpy as np
 import yaml
 
 from common.config.aggregations import AGGREGATIONS, term_names
+from common.config.config import sync_tolerance
 from common.metrics import read_rows
 from common.queue.ledger import Ledger
 from driver.record import checkpoint
@@ -75,11 +76,17 @@ def _settings(config: Mapping[str, Mapping[str, Any]], run_dir: Path) -> Setting
     return Settings(
         name=str(config.get("run", {}).get("name", run_dir.resolve().name)),
         steps=int(iteration.get("steps", 0)),
-        sync_tolerance=number(config.get("actors", {}).get("sync_tolerance")),
+        sync_tolerance=_sync_tolerance(config),
         max_staleness=number(iteration.get("max_staleness")),
         terms=term_names({**aggregation, "kind": kind}, config.get("rewarder", {}).get("objectives", [])),
         good=math.log(0.5) if AGGREGATIONS[kind].transformed else math.nan,
     )
+
+
+def _sync_tolerance(config: Mapping[str, Mapping[str, Any]]) -> float:
+    """The bound that the run was held to, in nats; NaN where config.yaml does not say."""
+    given, dtype = config.get("actors", {}).get("sync_tolerance"), config.get("policy", {}).get("dtype")
+    return number(given) if given is not None or dtype is None else sync_tolerance(None, dtype)
 
 
 def _golds(run_dir: Path) -> list[Gold]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common.config.checks import CHOICES
+from common.config.config import SIGNALS
 from common.metrics import read_rows, step_names
 from driver.record.series import HELP, PREFIX, series_of
 from driver.rounds.reward_models import METRICS as ROUND_NAMES
@@ -31,7 +31,7 @@ def test_every_value_of_a_step_line_is_scraped_while_the_run_works(first: Path, 
     series = {series_of(name, OBJECTIVES): [row.get(name) for row in rows] for row in rows for name in row}
     assert all(value in series[key] for key, value in found.items())
     rounds = {series_of(f"rm/{name}", ()) for name in (*ROUND_NAMES, "accepted")}
-    rounds |= {series_of(f"drift/{name}", ()) for name in (*CHOICES["adaptation.drift.signal"], "baseline")}
+    rounds |= {series_of(f"drift/{name}", ()) for name in (*SIGNALS, "baseline")}
     assert {key.metric.removeprefix(PREFIX) for key in series.keys() | rounds} == set(HELP), (
         "describe a new name, draw it in grafana.json"
     )

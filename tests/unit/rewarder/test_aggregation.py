@@ -330,7 +330,7 @@ def test_settings_that_cannot_work(kind: str, overrides: tuple[str, ...], words:
         ("learner.reward_clip=5", "clipping or rescaling them cuts off the bad responses"),
         ("rewarder.stop_properly_penalty_coef=0.5", "rewards are at most 0, so a factor below 1"),
         ("rewarder.truncation_penalty=0.5", "a positive one would pay for being cut off"),
-        ("rewarder.truncation_penalty=.nan", "it must be at most 0"),
+        ("rewarder.truncation_penalty=.nan", "it must be between -1000 and 0: it is added to rewards"),
         ("rewarder.truncation_penalty=-5", "below log(aggregation.probability_floor) = -4.61"),
         ("aggregation.probability_floor=0.5", "it must be between 0 and 0.2"),
     ],

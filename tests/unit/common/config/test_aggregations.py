@@ -8,8 +8,8 @@ from pathlib import Path
 
 from common.config.aggregation_checks import WRONG_TERMS
 from common.config.aggregations import AGGREGATIONS
-from common.config.checks import CHOICES
-from common.config.config import AggregationConfig
+from common.config.config import AggregationConfig, Config
+from common.config.fields import Choice, keys
 from rewarder.aggregate import MATHS
 from tests.unit.rewarder.test_aggregation import SETTINGS
 
@@ -18,10 +18,12 @@ TABLES = ("common/config/aggregations.py", "rewarder/aggregate.py")  # the recor
 
 
 def test_every_kind_has_its_maths_a_check_of_what_it_lists_a_choice_and_a_case_in_the_tests() -> None:
-    assert set(MATHS) == set(AGGREGATIONS) == set(CHOICES["aggregation.kind"]) == set(SETTINGS)
-    keys = {kind.key for kind in AGGREGATIONS.values()}
-    assert keys == set(WRONG_TERMS)
-    assert keys - {""} <= set(AggregationConfig.__dataclass_fields__)
+    rule = keys(Config)["aggregation.kind"].rule
+    assert isinstance(rule, Choice)
+    assert set(MATHS) == set(AGGREGATIONS) == set(rule.words) == set(SETTINGS)
+    settings = {kind.key for kind in AGGREGATIONS.values()}
+    assert settings == set(WRONG_TERMS)
+    assert settings - {""} <= set(AggregationConfig.__dataclass_fields__)
 
 
 def test_every_kind_stands_in_the_docs() -> None:

@@ -174,7 +174,7 @@ def test_all_problems_come_at_once() -> None:
             "adaptation.drift.signal accuracy asks the judge at every look, and people (judge.file) answer later",
         ),
         (("learner.ranks=3",), "not a multiple of learner.ranks 3"),
-        (("learner.importance_cap=0.5",), "learner.importance_cap is 0.5; it must be a number from 1 up"),
+        (("learner.importance_cap=0.5",), "learner.importance_cap is 0.5; it must be between 1 and 1000000, or null"),
         (("redis.capacity=100",), "below the window of 128 groups; raise it to 128"),
         (("export.push_to_hub=name",), "export.push_to_hub is 'name'; it must be null or owner/name"),
         (("export.token_env=A-B",), "export.token_env must be the name of an environment variable"),
@@ -260,6 +260,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_what_was_saved_differs_in_what_was_changed(tmp_path: Path) -> None:
     save_config(load_config(BASE, VALID), tmp_path / "config.yaml")
     saved = read_saved(tmp_path / "config.yaml")
-    assert differing_keys(to_dict(load_config(BASE, VALID)), saved) == []
+    assert differing_keys(to_dict(load_config(BASE, VALID)), to_dict(saved.config)) == []
     changed = load_config(BASE, [*VALID, "run.seed=7", "learner.sft.epochs=2"])
-    assert differing_keys(to_dict(changed), saved) == ["learner.sft.epochs", "run.seed"]
+    assert differing_keys(to_dict(changed), to_dict(saved.config)) == ["learner.sft.epochs", "run.seed"]
+    assert (saved.added, saved.gone) == ((), ())

@@ -87,13 +87,13 @@ def test_a_flip_negates_the_strength(mean: list[float], share: float) -> None:
     ("values", "message"),
     [
         ({"keep": "[0.5, 0.5]"}, r"keep is \[0.5, 0.5\]; want two quantiles"),
-        ({"keep": "[0.5]"}, r"keep is \[0.5\]; want two quantiles"),
-        ({"flip": 1}, "flip is 1; want 0 <= flip < 1"),
-        ({"smoothing": 0.5}, "smoothing is 0.5; want 0 <= smoothing < 0.5"),
-        ({"smooth": "some"}, "smooth is 'some'; want one of negative, all"),
-        ({"targets": "votes"}, "targets is 'votes'; want one of labels, ensemble"),
-        ({"margin": -1}, "margin is -1 and margin_cap 3; want margin >= 0"),
-        ({"margin_cap": 0}, "margin is 0 and margin_cap 0; want margin >= 0"),
+        ({"keep": "[0.5]"}, r"keep is \[0.5\]; it must have 2 numbers, each between 0 and 1"),
+        ({"flip": 1}, "flip is 1.0; it must be at least 0 and below 1"),
+        ({"smoothing": 0.5}, "smoothing is 0.5; it must be at least 0 and below 0.5"),
+        ({"smooth": "some"}, "smooth is 'some'; it must be one of negative, all"),
+        ({"targets": "votes"}, "targets is 'votes'; it must be one of labels, ensemble"),
+        ({"margin": -1}, "margin is -1.0; it must be between 0 and 1000"),
+        ({"margin_cap": 0}, "margin_cap is 0.0; it must be above 0 and at most 1000 nats"),
     ],
 )
 def test_settings_out_of_range_are_refused(values: Mapping[str, object], message: str) -> None:
