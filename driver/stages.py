@@ -3,20 +3,18 @@
     sft -> collect -> preferences -> reward_model -> iterate -> evaluate -> export -> report
     and the commands evaluate_rm, explain (driver/commands.py)
 
-A finished stage leaves `stages/<name>.json` with the hash of what it depended on; a resumed run skips it if the hash still
-matches and stops if it does not. Called by launch.py.
+A finished stage leaves `stages/<name>.json` with what it depended on; a resumed run skips it if that is still so and stops
+if it is not. Called by launch.py.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
-from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from common.config.config import COMMANDS, Config
 from common.data.data import read_prompts, write_jsonl
@@ -36,6 +34,7 @@ from driver.preferences.stage import run_preferences
 from driver.record import checkpoint
 from driver.record.loop_state import read_loop_state
 from driver.record.progress import say
+from driver.record.stage_inputs import changed_inputs, stage_inputs
 from driver.report.measures import format_accuracy, summary_without_judge
 from driver.report.page import write_report
 from driver.rounds.reward_models import RewardModels, served_model
@@ -230,28 +229,16 @@ def _ideal_golds(run: Run) -> list[float]:
     return [judge(item)["gold"] for item in items]
 
 
-def _key(run: Run, stage: str) -> dict[str, str]:
-    """What a finished stage depended on: each section's and file's hash by name."""
+def _inputs(run: Run, stage: str) -> dict[str, Any]:
     sections, files = SECTIONS[stage]
-    values = {name: attrgetter(name)(run.config) for name in sections}
-    key = {name: _hash(json.dumps(value, default=asdict, sort_keys=True).encode()) for name, value in values.items()}
-    for name in files:
-        source: str | None = attrgetter(name)(run.config.data)
-        if source is not None and Path(source).is_file():
-            key[f"data.{name}"] = _hash(Path(source).read_bytes())
-    return key
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    return stage_inputs(run.config, sections, files)
 
 
 def _finished(run: Run, stage: str) -> bool:
     path = run.directory / "stages" / f"{stage}.json"
     if not path.is_file() or stage in ("evaluate", "export", "report", *COMMANDS):
         return False
-    recorded, now = json.loads(path.read_text()), _key(run, stage)
-    if changed := sorted(name for name in {*recorded, *now} if recorded.get(name) != now.get(name)):
+    if changed := changed_inputs(json.loads(path.read_text()), _inputs(run, stage)):
         raise StageError(
             f"stage {stage} of {run.directory} was done with another {', '.join(changed)}; "
             "start a run with another run.name, or put back what it was done with"
@@ -261,6 +248,4 @@ def _finished(run: Run, stage: str) -> bool:
 
 
 def _record(run: Run, stage: str) -> None:
-    path = run.directory / "stages" / f"{stage}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_key(run, stage), indent=1))
+    checkpoint.write_whole(run.directory / "stages" / f"{stage}.json", json.dumps(_inputs(run, stage), indent=1))
