@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from common.types import Message
 from driver.evaluate_rm.source import baseline as baseline_source
+from driver.report import html
 from driver.report.measures import format_accuracy
 from driver.report.read import read_reward_model
-from driver.report.sections import reward_model_section
+from driver.report.records import RewardModel
 from learner.reward_model.baseline import paired
 from learner.reward_model.data import Pair, PromptSet
 from rewarder.bradley_terry import is_classifier, load_classifier, new_scalar_model, save_classifier, stock_classifier
@@ -134,14 +136,19 @@ def test_without_training_pairs_it_is_refused_before_anything_is_trained(world: 
     assert not (tmp_path / "out").exists()
 
 
+def shown(model: RewardModel) -> str:
+    """The report's section on a reward model."""
+    return html.render("report/templates/reward_model.html", run=SimpleNamespace(reward_model=model))
+
+
 def test_it_is_said_and_shown_beside_the_gated_model(made: tuple[Path, dict[str, float]]) -> None:
     out, report = made
     assert f"Bradley-Terry baseline {report['rm/pair_accuracy_baseline']:.3f} [" in format_accuracy(report)
     model = read_reward_model(out / "version_0" / "report.json", ["final_score"])
     assert model is not None and model.baseline_accuracy.mean == report["rm/pair_accuracy_baseline"]
-    assert "of a plain Bradley-Terry model" in reward_model_section(model)
+    assert "of a plain Bradley-Terry model" in shown(model)
     without = replace(model, baseline_accuracy=replace(model.baseline_accuracy, mean=float("nan")))
-    assert "Bradley-Terry" not in reward_model_section(without)
+    assert "Bradley-Terry" not in shown(without)
 
 
 def test_evaluate_rm_takes_the_runs_own_unless_another_is_named(tmp_path: Path) -> None:
