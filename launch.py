@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 a stage failed, 2 bad input (every problem listed), 130 an
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import signal
@@ -36,6 +37,7 @@ def main() -> None:
     except SystemExit as stop:  # inside ray.get, Ray replaces the exit's code by 1
         raise SystemExit(128 + signals.received if signals.received else stop.code) from None
     say(f"run: {config.run_dir}")
+    gc.freeze()  # else the interpreter, when it ends, searches all that the libraries hold for garbage: a second or two
 
 
 def parse() -> argparse.Namespace:

@@ -15,7 +15,6 @@ sampled, so importance weights stay exact. vLLM stamps each step's tokens with t
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,9 +25,11 @@ from vllm import AsyncEngineArgs, SamplingParams
 from vllm.logprobs import Logprob
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine import utils as engine_utils
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
+from actors.engine_process import EngineContext, is_forked, start_server
 from actors.prompts import SampleRequest
 from common.config.config import ActorsConfig, PolicyConfig
 from common.models import local_directory, tensor_names
@@ -45,7 +46,9 @@ class VllmEngine:
     """An AsyncLLM with the few calls that the loop needs. Make it inside a running event loop."""
 
     def __init__(self, model: str, policy: PolicyConfig, actors: ActorsConfig, max_prompt_tokens: int, shm: Path):
-        _set_cpu_environment(actors)
+        start_server(actors)
+        if is_forked(actors):
+            engine_utils.get_mp_context = EngineContext  # type: ignore[assignment]
         self._actors, self._shm, self._next_id, self._loads = actors, shm, 0, 0
         self._in_flight: set[str] = set()
         model = str(local_directory(model, policy.revision))
@@ -168,17 +171,6 @@ def _write_version(directory: Path, shards: Sequence[bytes], model: Path) -> Non
     (directory / "config.json").write_text((model / "config.json").read_text())
 
 
-def _set_cpu_environment(actors: ActorsConfig) -> None:
-    # vLLM reads these when its engine process starts; its own choice would bind every engine to all cores.
-    if actors.gpus == 0:
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(actors.kv_cache_gib)))
-    os.environ["OMP_NUM_THREADS"] = str(actors.threads)
-    os.environ["ITER_RLHF_ACTOR_PID"] = str(os.getpid())  # for actors/extension.py: the engine ends when we do
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-
-
 def _engine_args(model: str, policy: PolicyConfig, actors: ActorsConfig, max_prompt_tokens: int) -> AsyncEngineArgs:
     # On CPU a prefill is never cut in two: a seeded request whose prefill is cut kills the engine (gpu_model_runner rewinds
     # the request's generator by set_offset, which CPU generators refuse; vLLM 0.32.0). Delete when vLLM guards it.
@@ -190,6 +182,7 @@ def _engine_args(model: str, policy: PolicyConfig, actors: ActorsConfig, max_pro
         max_model_len=max_model_len,
         max_num_seqs=actors.max_num_seqs,
         tensor_parallel_size=actors.tensor_parallel,
+        distributed_executor_backend=_executor(actors),
         gpu_memory_utilization=actors.gpu_memory_utilization,
         enforce_eager=actors.enforce_eager,
         logprobs_mode="processed_logprobs",
@@ -200,3 +193,12 @@ def _engine_args(model: str, policy: PolicyConfig, actors: ActorsConfig, max_pro
         enable_chunked_prefill=False if on_cpu else None,
         max_num_batched_tokens=max(8192, max_model_len) if on_cpu else None,
     )
+
+
+def _executor(actors: ActorsConfig) -> str | None:
+    """The import path of an executor that vLLM takes as it is, or None for vLLM's choice.
+
+    On a CPU vLLM turns "uni" into "mp", a worker process that binds its threads to cores. We bind none and set their number
+    before the core starts, so the core can run the worker itself."""
+    in_core = is_forked(actors) and actors.tensor_parallel == 1
+    return "vllm.v1.executor.uniproc_executor.UniProcExecutor" if in_core else None

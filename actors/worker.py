@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from actors.engine_process import start_server
 from actors.gate import Gate
 from actors.prompts import SampleRequest, SlotPrompts
 from actors.rollout_loop import RolloutLoop
@@ -37,6 +38,7 @@ class ActorWorker:
     ):
         self._name, self._actors, self._seed = name, actors, run_seed
         self._shm = directory(name)
+        start_server(actors)  # it imports vLLM while this process does
         self._build = (model, policy, actors, max_prompt_tokens, self._shm)
         self._engine_lock = asyncio.Lock()  # held by whatever stops the engine: a closed batch, or a weight update
         self._gate = Gate()

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import ridge, rm_round, scoring
+from benchmarks import ridge, rm_round, scoring, startup
 from benchmarks.measure import Row, in_turns, publish, ratio, table
 from common.config.config import TIERS
+from common.config.file import load_config
+from rewarder.model import GatedRewardModel
 from rewarder.scoring import render
 
 
@@ -83,3 +85,23 @@ def test_the_peak_is_that_since_it_was_forgotten() -> None:
     before = rm_round.reset_peak()
     held = torch.ones(200 * 2**18)  # far more than the allocator has at hand
     assert 150 < rm_round.memory_mib("VmHWM") - before < 250 and held.sum() > 0
+
+
+def test_the_parts_of_a_start_end_at_the_commands_own_lines_and_add_up(tmp_path: Path) -> None:
+    lines = [
+        "Ray dashboard: off",
+        "stage iterate",
+        "iteration 1/1",
+        "  gold after step 0: 0.2",
+        "  step 1/1  reward",
+        "run: x",
+    ]
+    parts = startup.parts_of(lines, 0.0)
+    assert list(parts) == [*(part for part, _ in startup.PARTS), startup.END]
+    start = startup.Start(parts=parts)
+    assert start.first_step_s == pytest.approx(sum(parts.values()) - parts[startup.END])
+    with pytest.raises(AssertionError, match="never said 'iteration 1/1'"):
+        startup.parts_of(lines[:2], 0.0)
+    overrides = startup.ready_made(tmp_path)
+    assert GatedRewardModel.load(tmp_path / "rm", "float32").info.calibration is not None
+    assert load_config(startup.CONFIG, overrides).rewarder.model == str(tmp_path / "rm")
