@@ -15,8 +15,9 @@ import sys
 from contextlib import ExitStack
 from types import FrameType
 
-from common.config.config import COMMANDS, STAGES, Config
+from common.config.config import Config
 from common.config.file import ConfigError, load_config, save_config
+from common.config.stages import COMMANDS, STAGES
 from common.errors import RunError
 from driver.preflight.environment import environment
 from driver.preflight.preflight import check

@@ -16,7 +16,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from common.config.config import COMMANDS, Config
+from common.config.config import Config
+from common.config.stages import BY_NAME
 from common.data.data import read_prompts, write_jsonl
 from common.errors import RunError
 from common.judge import JudgeItem, label_samples, load_function, without_equal_texts
@@ -39,8 +40,6 @@ from driver.report.measures import format_accuracy, summary_without_judge
 from driver.report.page import write_report
 from driver.rounds.reward_models import RewardModels, served_model
 
-ROLE_STAGES = {"sft", "collect", "preferences", "reward_model", "iterate", "export"}
-
 
 class StageError(RunError):
     """A stage that cannot run or be skipped; says what to do."""
@@ -57,13 +56,13 @@ def run_stages(
     for stage in todo:
         started = time.monotonic()
         say(f"stage {stage}")
-        STAGES[stage](run)
+        RUN[stage](run)
         _record(run, stage)
         say(f"stage {stage} done in {time.monotonic() - started:.0f} s")
 
 
 def _needs_roles(run: Run, stage: str) -> bool:
-    return stage in ROLE_STAGES and not (stage == "export" and is_current(run.directory))
+    return bool(BY_NAME[stage].roles) and not (stage == "export" and is_current(run.directory))
 
 
 # ---- stages -----------------------------------------------------------------------------------------------------------
@@ -166,7 +165,7 @@ def run_report(run: Run) -> None:
     say(f"  {write_report(run.directory, run.config.rewarder.objectives)}")
 
 
-STAGES: dict[str, Callable[[Run], None]] = {
+RUN: dict[str, Callable[[Run], None]] = {  # the stages of common/config/stages.py
     "sft": run_sft,
     "collect": run_collect,
     "preferences": run_preferences,
@@ -177,23 +176,6 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "report": run_report,
     "evaluate_rm": run_evaluate_rm,
     "explain": run_explain,
-}
-
-# What a stage depends on: sections of the configuration, and files of the data section.
-SECTIONS = {
-    "sft": (("policy",), ("demonstrations",)),
-    "collect": (("policy", "judge.labeler", "judge.collect_prompts", "judge.collect_responses"), ("prompts",)),
-    "preferences": (("policy", "rewarder", "learner.preferences"), ("preferences",)),
-    "reward_model": (("policy", "rewarder", "aggregation"), ("ratings", "preferences", "strengths")),
-    "iterate": (
-        ("policy", "rewarder", "aggregation", "learner", "iteration", "adaptation", "actors"),
-        ("prompts", "eval_prompts"),
-    ),
-    "evaluate": (("evaluate",), ()),
-    "export": ((), ()),
-    "report": (("report",), ()),
-    "evaluate_rm": (("evaluate_rm",), ()),
-    "explain": (("explain",), ()),
 }
 
 
@@ -230,13 +212,13 @@ def _ideal_golds(run: Run) -> list[float]:
 
 
 def _inputs(run: Run, stage: str) -> dict[str, Any]:
-    sections, files = SECTIONS[stage]
-    return stage_inputs(run.config, sections, files)
+    depends = BY_NAME[stage]
+    return stage_inputs(run.config, depends.sections, depends.files)
 
 
 def _finished(run: Run, stage: str) -> bool:
     path = run.directory / "stages" / f"{stage}.json"
-    if not path.is_file() or stage in ("evaluate", "export", "report", *COMMANDS):
+    if not path.is_file() or not BY_NAME[stage].skippable:
         return False
     if changed := changed_inputs(json.loads(path.read_text()), _inputs(run, stage)):
         raise StageError(

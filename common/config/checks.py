@@ -9,11 +9,12 @@ from operator import attrgetter
 
 from common.config.adaptation_checks import wrong_adaptation
 from common.config.aggregation_checks import wrong_aggregation
-from common.config.config import COMMANDS, STAGES, Config, ExportConfig
+from common.config.config import Config, ExportConfig
 from common.config.fields import keys
 from common.config.judge_checks import is_environment_name, wrong_judge
 from common.config.preference_checks import wrong_preferences
 from common.config.reward_checks import wrong_reward_training
+from common.config.stages import COMMANDS, STAGES
 
 
 def wrong_values(config: Config) -> dict[str, str]:

@@ -402,7 +402,3 @@ class Config:
 def sync_tolerance(given: float | None, dtype: str) -> float:
     """actors.sync_tolerance, or the one that belongs to policy.dtype where it is null."""
     return SYNC_TOLERANCES[dtype] if given is None else given
-
-
-STAGES = ("sft", "collect", "preferences", "reward_model", "iterate", "evaluate", "export", "report")
-COMMANDS = ("evaluate_rm", "explain")  # accepted by --stages alone; never skipped, never part of a run's `stages`

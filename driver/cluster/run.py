@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from actors.prompts import tokenize_prompts
 from common.config.config import Config
+from common.config.stages import roles_needed
 from common.data.data import read_prompts
 from common.data.label_sources import LabelFiles
 from common.models import absolute, local_directory
@@ -22,12 +23,10 @@ from common.queue.queue import Queue
 from common.queue.redis_server import EmbeddedRedis
 from common.types import Prompt
 from driver.cluster.cluster import Cluster
-from driver.preflight.placement import ROLE_STAGES
 from driver.record import checkpoint
 from driver.record.progress import say
 
 STRENGTHS = Path("preferences") / "pairs.jsonl"  # in the run's directory
-LEARNER_STAGES = ROLE_STAGES["learner"]
 
 
 @dataclass
@@ -101,15 +100,16 @@ class Run:
         dashboard = cluster.start()
         say("\n".join(self._where_to_watch(dashboard)))
         self._share_inputs()
-        if {"collect", "iterate"} & set(todo):
+        needed, adapts = roles_needed(todo), self.config.adaptation.enabled
+        if "actors" in needed:
             cluster.make_actors(absolute(model))
-        if "iterate" in todo:
+        if "rewarder" in needed:
             cluster.make_rewarders()
-        if "iterate" in todo and self.config.adaptation.enabled:
+        if "rm_adapter" in needed and adapts:
             cluster.make_adapter()
-            if self.config.judge.compares == "model":
-                cluster.make_judges()
-        if LEARNER_STAGES & set(todo):
+        if "judge" in needed and adapts and self.config.judge.compares == "model":
+            cluster.make_judges()
+        if "learner" in needed:
             cluster.make_learners()
 
     def open_queue(self) -> tuple[Queue, QueueAddress]:

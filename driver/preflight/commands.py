@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from common.config.config import COMMANDS, Config, EvaluateRmConfig, ExplainConfig
+from common.config.config import Config, EvaluateRmConfig, ExplainConfig
+from common.config.stages import COMMANDS
 from common.data.judged import JudgedFile, read_answers
 from driver.evaluate_rm.sets import PRIOR, V1, V2, sources
 from driver.evaluate_rm.source import serving

@@ -15,6 +15,7 @@ from typing import Any
 
 from actors.prompts import tokenize_prompts
 from common.config.config import Config, DataConfig
+from common.config.stages import BY_NAME, TABLE
 from common.data.data import PromptRow, read_demonstrations, read_prompts
 from common.data.sources import DataError, is_hub_name
 from common.data.split import prompt_key
@@ -24,13 +25,6 @@ from driver.preflight.findings import Findings, first_line
 WHOLE_FILE_BYTES = 50 * 2**20  # a larger file is checked by its first rows
 FIRST_ROWS = 1000
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-# What a stage leaves in the run's directory, and the stages that read it
-MADE_BY = {
-    "sft": ("sft", {"collect", "preferences", "reward_model", "iterate", "export"}),
-    "collect": ("collected/ratings.jsonl", {"preferences", "reward_model"}),
-    "reward_model": ("rm/version_0", {"iterate"}),
-}
-POLICY_STAGES = {"sft", "collect", "preferences", "reward_model", "iterate", "evaluate", "export"}
 
 
 def check_data(config: Config, stages: Sequence[str], tokenizer: Any, findings: Findings) -> None:
@@ -114,7 +108,7 @@ def _check_named(config: Config, stages: set[str], findings: Findings) -> None:
     for stage, given, key in needs:
         if stage in stages and not given:
             findings.problem(f"stage {stage} needs {key}, which is not set; set it, or leave {stage} out of the stages")
-    if stages & POLICY_STAGES and not config.policy.model:
+    if any(BY_NAME[stage].policy for stage in stages) and not config.policy.model:
         findings.problem("policy.model is not set; give a Hub id or a local directory")
     if "evaluate" in stages and not (judge.function and data.eval_prompts):
         findings.note("stage evaluate has no judge.function or no data.eval_prompts: gold rewards will not be measured")
@@ -122,13 +116,15 @@ def _check_named(config: Config, stages: set[str], findings: Findings) -> None:
 
 def _check_made(config: Config, stages: set[str], findings: Findings) -> None:
     """Where only some stages run now, what the others make for them is there from before."""
-    for maker, (place, users) in MADE_BY.items():
-        if maker == "collect" and config.adaptation.enabled:
-            users = users | {"iterate"}  # whose rounds hold a candidate against the original data
-        if maker in config.stages and maker not in stages and users & stages and not (config.run_dir / place).exists():
+    for maker in TABLE:
+        users = {stage.name for stage in TABLE if maker.name in stage.builds_on}
+        if maker.name == "collect" and config.adaptation.enabled:
+            users.add("iterate")  # whose rounds hold a candidate against the original data
+        is_waited_for = maker.name in config.stages and maker.name not in stages and users & stages
+        if maker.makes is not None and is_waited_for and not (config.run_dir / maker.makes).exists():
             findings.problem(
-                f"stage {', '.join(sorted(users & stages))} builds on stage {maker}, which is in `stages` but has made "
-                f"no {config.run_dir / place} yet; run it first, or take it out of `stages` in the configuration"
+                f"stage {', '.join(sorted(users & stages))} builds on stage {maker.name}, which is in `stages` but has made "
+                f"no {config.run_dir / maker.makes} yet; run it first, or take it out of `stages` in the configuration"
             )
 
 

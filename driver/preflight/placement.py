@@ -14,6 +14,7 @@ import psutil
 
 from common.config.config import Config
 from common.config.round_times import due_steps
+from common.config.stages import BY_NAME, roles_needed
 from common.model_size import DTYPE_BYTES, Shape, learner_bytes
 from driver.preflight.environment import Gpu, available_cpus
 from driver.preflight.findings import Findings
@@ -21,16 +22,6 @@ from driver.preflight.round_cost import adapter_bytes, adapter_detail
 
 GIB = 2**30
 CHECKPOINT_BYTES = 12  # per parameter: float32 weights and two Adam moments
-ROLE_STAGES = {  # a run makes the roles that any of its stages needs, once, and keeps them to its end
-    "actors": {"collect", "iterate"},
-    "rewarder": {"iterate"},
-    "rm_adapter": {"iterate"},
-    "judge": {"iterate"},
-    "preference": {"preferences"},
-    "learner": {"sft", "collect", "reward_model", "iterate", "export"},
-}
-# The learners load the frozen reference in these, whatever learner.kl_coef is: the engines are verified against it
-REFERENCE_STAGES = {"collect", "iterate", "export"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +57,14 @@ def roles_of(
 ) -> list[Role]:
     """The roles that the stages start, with their estimates; None for a model of unknown size, `judge` in parameters."""
     of_policy, of_rewarder = (None if shape is None else shape.parameters for shape in (policy, rewarder))
+    needed = roles_needed(stages)  # a run makes the roles that any of its stages needs, once, and keeps them to its end
     every = [_actors(config, of_policy), _rewarder(config, of_rewarder)]
-    has_reference = bool(REFERENCE_STAGES & set(stages))
+    # The learners load the frozen reference whatever learner.kl_coef is: the engines are verified against it
+    has_reference = any(BY_NAME[stage].reference for stage in stages)
     every += [_learner(config, of_policy, has_reference), _preference(config, of_policy)]
     if config.adaptation.enabled:
         every += [_adapter(config, rewarder), *_judge(config, judge)]
-    return [role for role in every if ROLE_STAGES[role.name] & set(stages)]
+    return [role for role in every if role.name in needed]
 
 
 def gpus_wanted(roles: Sequence[Role]) -> float:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from common.config.aggregations import AGGREGATIONS
-from common.config.config import COMMANDS, Config
+from common.config.config import Config
 from common.config.file import ConfigError, SavedConfig, differing_keys, read_saved, shown, to_dict
+from common.config.stages import BY_NAME, COMMANDS
 from common.model_size import Shape, shape_of
 from driver.export.hub import check_push
 from driver.export.stage import is_current
@@ -42,7 +43,6 @@ from driver.preflight.round_cost import round_lines
 from driver.preflight.services import check_cluster, check_redis
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-QUEUE_STAGES = {"iterate"}
 JUDGE_SERVICE = tuple(
     f"judge.endpoint.{key}" for key in ("url", "key_env", "timeout_s", "max_response_kib", "retries", "concurrency")
 )
@@ -83,7 +83,7 @@ def check(config: Config, stages: list[str], resume: bool) -> Report:
     check_commands(config, stages, findings)
     if "export" in stages:
         check_push(config.export, findings)
-    if QUEUE_STAGES & set(stages):
+    if any(BY_NAME[stage].queue for stage in stages):
         check_redis(config.redis, config.cluster, findings)
     building = [stage for stage in stages if stage != "export" or not is_current(config.run_dir)]  # else it only pushes
     judge = check_judge(config, stages, findings)
