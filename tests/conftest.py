@@ -45,5 +45,7 @@ def pytest_runtest_setup() -> None:
 def ray_directory() -> Iterator[None]:
     directory = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # Ray's sockets lie in it: their paths must be short
     os.environ["RAY_TMPDIR"] = directory
+    # Ray lets its workers give way to everything else (15), so that beside other tests a run would stand still.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     yield
     shutil.rmtree(directory, ignore_errors=True)
