@@ -151,11 +151,13 @@ def _solve_log_slope(d: Tensor, y: Tensor, prior: float) -> float:
     return t
 
 
-def calibration_report(differences: Tensor, labels: Tensor, s: float) -> CalibrationReport:
-    """The report of temperature s on pairs (best: pairs held out of the fit); differences [N], labels [N] in [0, 1]."""
+def calibration_report(differences: Tensor, labels: Tensor, s: float | Tensor) -> CalibrationReport:
+    """The report of temperature s, one for all pairs or one for each [N] (best: of fits that did not see the pair);
+    differences [N], labels [N] in [0, 1]."""
     d, y = _pairs(differences, labels)
-    if not s > 0:
-        raise ValueError(f"temperature is {s}; want > 0")
+    s = torch.as_tensor(s, dtype=torch.float64)
+    if not bool((s > 0).all()):
+        raise ValueError(f"temperature is {s.min()}; want > 0")
     nll, nll_at_one = (float(binary_cross_entropy_with_logits(d / scale, y)) for scale in (s, 1.0))
     brier, brier_at_one = (float((torch.sigmoid(d / scale) - y).square().mean()) for scale in (s, 1.0))
     return CalibrationReport(nll, nll_at_one, brier, brier_at_one, _calibration_error(d / s, y), d.numel())
@@ -171,11 +173,13 @@ def _calibration_error(z: Tensor, y: Tensor) -> float:
     return float(gap.abs().sum()) / z.numel()
 
 
-def closed_form_temperature(differences: Tensor, rated: Tensor) -> float | None:
+def closed_form_temperature(differences: Tensor, rated: Tensor, spread: Tensor | None = None) -> float | None:
     """The temperature by the spread of what is rated around what is predicted: [N] differences of scores (or of scores and a
-    threshold), [N] the same of ratings. rated = difference + Normal(0, sd), so its sign is a probit in the difference and
-    s = sd / 1.702; independent of the fit, which sees only the signs. None where the ratings are the scores."""
-    error = float((rated - differences).detach().double().square().mean().sqrt())
+    threshold), [N] the same of ratings, and [N] the standard deviation of what is not known of it, where some is not rated.
+    rated = difference + Normal(0, sd), so its sign is a probit in the difference and s = sd / 1.702; the fit sees only the
+    signs. None where the ratings are the scores."""
+    squares = (rated - differences).detach().double().square()
+    error = float((squares if spread is None else squares + spread.double().square()).mean().sqrt())
     return error / PROBIT_TO_LOGIT if error > 0 else None
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from common.config.config import RewarderConfig
 from learner.reward_model.training import Features
+from learner.reward_model.unrated import fit_residuals, group_gap
 from rewarder.aggregate import combine, debias, inside_group
 from rewarder.aggregation import Aggregation, check_live_groups
 from rewarder.calibrate import (
@@ -29,6 +30,8 @@ from rewarder.calibrate import (
     fit_temperature,
 )
 from rewarder.model import GatedRewardModel, RewardOutput
+
+FOLDS = 5  # parts of the held-out prompts; each is judged by the temperature that the others give
 
 
 def preference_column(config: RewarderConfig, objectives: Sequence[str]) -> int | None:
@@ -53,11 +56,15 @@ class Predicted:
 @dataclass(frozen=True)
 class Labelled:
     """What one term is fitted on: differences [P] between the term's values of two responses (or of one and the threshold),
-    labels [P] in {0, .5, 1} (the first is better, the threshold is reached), and where ratings made the labels theirs [P]."""
+    labels [P] in [0, 1] (the probability that the first is better, or that the threshold is reached), and the prompt of each
+    [P]. Where ratings made the labels, their difference follows: rated [P], and what is not known of it, spread [P], as a
+    standard deviation."""
 
     differences: Tensor
     labels: Tensor
+    prompts: Tensor
     rated: Tensor | None = None
+    spread: Tensor | None = None
 
 
 def calibrate(
@@ -105,25 +112,29 @@ def _labels(
                 "aggregation.kind grouped or final_score"
             )
     value = combine(predicted.debiased, predicted.gate, aggregation)[:, term]
-    return Labelled(value[features.pairs[:, 0]] - value[features.pairs[:, 1]], torch.ones(len(features.pairs)))
+    first, second = features.pairs[:, 0], features.pairs[:, 1]
+    return Labelled(value[first] - value[second], torch.ones(len(first)), features.prompt_of[first])
 
 
 def _rated_pairs(predicted: Predicted, features: Features, columns: list[int]) -> Labelled:
-    """All pairs of responses to one prompt with a rating of the same objective on both sides: the better mean wins.
+    """All pairs of responses to one prompt with a rating of the same objective on both sides: the better group mean wins.
 
-    Scores and ratings are compared over the same objectives with the same weights: those that are rated on both sides, by
-    the gate. A mean of all scores against a mean of some ratings would take what is not rated for noise, and the more so
-    the fewer are rated: in the sandbox, where two of five are, the temperature came out three times too large."""
+    The mean is the one that is served, over all objectives by the gate. Where some are not rated its sign is known with a
+    probability only (learner/reward_model/unrated.py), which is then the label."""
     same = [torch.nonzero(features.prompt_of == p).flatten() for p in features.prompt_of.unique()]
     pairs = torch.cat([torch.combinations(rows) for rows in same])
     first, second = pairs[:, 0, None], pairs[:, 1, None]
     gaps = features.ratings[first, columns] - features.ratings[second, columns]
-    both = gaps.isfinite()
-    weights = inside_group(predicted.gate[first, columns], both)
-    rated = (weights * gaps.nan_to_num(0.0)).sum(-1)
-    differences = (weights * (predicted.debiased[first, columns] - predicted.debiased[second, columns])).sum(-1)
-    some = both.any(-1)
-    return Labelled(differences[some], 0.5 * (1.0 + torch.sign(rated[some])), rated[some])
+    some = gaps.isfinite().any(-1)
+    if not bool(some.any()):
+        nothing = torch.zeros(0)
+        return Labelled(nothing, nothing, nothing)
+    pairs, first, second, gaps = pairs[some], first[some], second[some], gaps[some]
+    weights = inside_group(predicted.gate[first, columns])
+    differences = predicted.debiased[first, columns] - predicted.debiased[second, columns]
+    gap = group_gap(gaps, differences, weights, fit_residuals(gaps, differences))
+    served, prompts = (weights * differences).sum(-1), features.prompt_of[pairs[:, 0]]
+    return Labelled(served, gap.probability_first(), prompts, gap.mean, gap.spread)
 
 
 def _reached(predicted: Predicted, features: Features, column: int, threshold: float, name: str) -> Labelled:
@@ -136,7 +147,8 @@ def _reached(predicted: Predicted, features: Features, column: int, threshold: f
             f"calibration of {name}: {share:.0%} of {len(above)} held-out ratings reach the threshold {threshold:g}; give "
             "ratings, and in aggregation.thresholds a number that some reach and some do not"
         )
-    return Labelled(predicted.debiased[known, column] - threshold, (above >= 0).float(), above)
+    differences = predicted.debiased[known, column] - threshold
+    return Labelled(differences, (above >= 0).float(), features.prompt_of[known], above)
 
 
 def _describe(model: GatedRewardModel, aggregation: Aggregation, term: int) -> str:
@@ -148,13 +160,27 @@ def _describe(model: GatedRewardModel, aggregation: Aggregation, term: int) -> s
 
 
 def _fit_term(what: str, labelled: Labelled) -> tuple[float, CalibrationReport]:
-    differences, labels = labelled.differences, labelled.labels
-    half = len(differences) // 2  # fitted on one half, reported on the other
+    """The temperature fitted on all pairs, and a report of how such a fit does on prompts that it did not see."""
     try:
-        temperature = fit_temperature(differences[:half], labels[:half])
-        report = calibration_report(differences[half:], labels[half:], temperature)
+        temperature = fit_temperature(labelled.differences, labelled.labels)
+        unseen = _cross_fitted(labelled, temperature)
+        report = calibration_report(labelled.differences, labelled.labels, unseen)
     except ValueError as error:  # which of the terms is what the user must know
         raise ValueError(f"calibration of the term {what}: {error}") from error
     if labelled.rated is None:
         return temperature, report
-    return temperature, replace(report, closed_form=closed_form_temperature(differences, labelled.rated))
+    closed = closed_form_temperature(labelled.differences, labelled.rated, labelled.spread)
+    return temperature, replace(report, closed_form=closed)
+
+
+def _cross_fitted(labelled: Labelled, temperature: float) -> Tensor:
+    """For each pair [P] the temperature that the pairs of other prompts give: prompts are dealt to FOLDS parts, and each part
+    has the fit of the others. `temperature` itself where there is one prompt alone, and so nothing else to fit on."""
+    order = torch.unique(labelled.prompts, return_inverse=True)[1]
+    fold = order % FOLDS
+    unseen = torch.full((len(fold),), temperature, dtype=torch.float64)
+    if bool((order > 0).any()):
+        for part in fold.unique():
+            others = fold != part
+            unseen[~others] = fit_temperature(labelled.differences[others], labelled.labels[others])
+    return unseen

@@ -22,6 +22,7 @@ from learner.reward_model import data as reward_data
 from learner.reward_model.data import Pair, flatten
 from learner.reward_model.training import Features
 from rewarder.aggregation import Aggregation, make_aggregation
+from rewarder.calibrate import calibration_report, fit_temperature
 from rewarder.model import GatedRewardModel
 from tests.integration.models import tiny_policy
 
@@ -175,8 +176,8 @@ def rated(ratings: list[list[float]], prompt_of: list[int], pairs: list[list[int
 
 
 def test_a_term_that_cannot_be_calibrated_is_named() -> None:
-    backwards = calibration.Labelled(-torch.ones(4), torch.ones(4))
-    with pytest.raises(ValueError, match="calibration of the term grouped of good: the scores order 2 pairs no better"):
+    backwards = calibration.Labelled(-torch.ones(4), torch.ones(4), torch.arange(4))
+    with pytest.raises(ValueError, match="calibration of the term grouped of good: the scores order 4 pairs no better"):
         calibration._fit_term("grouped of good", backwards)
 
 
@@ -198,16 +199,19 @@ def test_each_group_is_calibrated_on_its_own_ratings() -> None:
         assert found.differences.tolist() == [-2.0] and found.labels.tolist() == [1.0] and found.rated is None
 
 
-def test_scores_and_ratings_are_compared_over_the_same_objectives() -> None:
-    """Both rated: by the gate, 3 to 1. One rated: that one on both sides. Of two prompts: never."""
+def test_a_group_is_compared_as_it_is_served_over_all_of_its_objectives() -> None:
+    """By the gate, 3 to 1, rated or not. Both rated: who wins is known. One rated: with a probability. Two prompts: never."""
     nan = float("nan")
     both = make_aggregation("grouped", {"all": ["good", "safe"]}, {}, 0.1, 0.01, OBJECTIVES)
-    features = rated([[1.0, 0.0], [0.4, 1.0], [nan, 0.3], [0.5, nan]], [0, 0, 0, 1], [])
-    found = labels_of(features, both, 0, None)
-    torch.testing.assert_close(found.differences, torch.tensor([-1.0, -2.0, -1.0]))
-    assert found.rated is not None
-    torch.testing.assert_close(found.rated, torch.tensor([0.75 * 0.6 - 0.25, -0.3, 0.7]))
-    assert found.labels.tolist() == [1.0, 0.0, 1.0]
+    ratings = [[1.0, 0.0], [0.4, 1.0], [nan, 0.3], [0.6, 0.1], [0.5, nan]]
+    labelled = labels_of(rated(ratings, [0, 0, 0, 0, 1], []), both, 0, None)
+    assert (
+        labelled.differences.tolist() == [-1.0, -2.0, -3.0, -1.0, -2.0, -1.0] and labelled.prompts.tolist() == [0] * 6
+    )
+    assert labelled.rated is not None and labelled.spread is not None
+    assert float(labelled.rated[0]) == pytest.approx(0.75 * 0.6 - 0.25)
+    assert (labelled.spread > 0).tolist() == [False, True, False, True, False, True]  # those with the third response
+    assert [float(label) in (0.0, 1.0) for label in labelled.labels] == [True, False, True, False, True, False]
 
 
 def test_a_state_that_is_not_finite_is_named_by_its_prompt(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +238,7 @@ def test_an_objective_of_its_own_is_calibrated_on_nothing_else() -> None:
         own = make_aggregation(kind, {}, {"good": 1.0, "safe": 1.0}, 0.0, 0.01, OBJECTIVES)
         found = labels_of(features, own, 0, None)
         assert found.rated is not None
-        torch.testing.assert_close(found.rated, torch.tensor([1.0, -0.7]))
+        torch.testing.assert_close(found.rated.float(), torch.tensor([1.0, -0.7]))
         assert (found.differences.tolist(), found.labels.tolist()) == ([-1.0, -1.0], [1.0, 0.0])
         with pytest.raises(ValueError, match="calibration of safe: nothing rates two responses .* preferences are not"):
             labels_of(features, own, 1, None)
@@ -253,8 +257,9 @@ def test_a_threshold_is_calibrated_on_which_ratings_reach_it() -> None:
     with pytest.raises(ValueError, match=r"calibration of safe: 0% of 3 held-out ratings reach the threshold 0\.5"):
         labels_of(features, bars, 1, None)
     above = torch.tensor([0.2, 0.1, -0.6, -0.1, 0.05, -0.4])
-    s, report = calibration._fit_term("absolute of good", calibration.Labelled(above, (above > 0).float(), above + 0.1))
-    assert s > 0 and report.num_pairs == 3
+    labelled = calibration.Labelled(above, (above > 0).float(), torch.arange(6), above + 0.1)
+    s, report = calibration._fit_term("absolute of good", labelled)
+    assert s > 0 and report.num_pairs == 6
     assert report.closed_form == pytest.approx(0.1 / 1.702, rel=1e-4)
 
 
@@ -315,14 +320,27 @@ def test_the_temperature_of_an_ensemble_is_of_its_penalised_score(tmp_path: Path
 
 
 def test_missing_ratings_do_not_move_a_groups_temperature(tmp_path: Path) -> None:
-    """Ratings = scores + Normal(0, .3), all there or a third of them: what is not rated is no noise."""
+    """Ratings = scores + Normal(0, .3), all there or half of them: the mean that is served has the same noise either way.
+    How near it comes over many draws: test_unrated.py."""
     model, features = rated_model(tmp_path, 0.3)
-    some = torch.rand(800, 2, generator=torch.Generator().manual_seed(1)) < 1 / 3
+    some = torch.rand(800, 2, generator=torch.Generator().manual_seed(1)) < 1 / 2
     sparse = replace(features, ratings=features.ratings.where(some, torch.nan))
     group = make_aggregation("grouped", {"all": OBJECTIVES}, {}, 0.2, 0.01, OBJECTIVES)
     (full,), (fitted,) = (calibration.calibrate(model, f, group, None).temperatures for f in (features, sparse))
-    assert full < fitted < 1.6 * full  # the mean of two has less noise than one, by sqrt(2) where they weigh the same
-    assert fitted == pytest.approx(0.831 * 0.3, rel=0.35)
+    assert fitted == pytest.approx(full, rel=0.25)
+
+
+def test_a_temperature_is_judged_on_prompts_that_it_was_not_fitted_on() -> None:
+    """One prompt's pairs contradict the others: the fit of all sees them, the fit that judges them does not."""
+    differences = torch.tensor([1.0, 0.8, 1.2, 0.9, -1.0, 1.1, 3.0])
+    labels = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0])
+    prompts = torch.tensor([0, 0, 1, 2, 3, 3, 4])
+    labelled = calibration.Labelled(differences, labels, prompts)
+    _, report = calibration._fit_term("grouped of good", labelled)
+    without = fit_temperature(differences[:-1], labels[:-1])
+    unseen = calibration._cross_fitted(labelled, 1.0)
+    assert float(unseen[-1]) == pytest.approx(without) and report.num_pairs == 7
+    assert report.nll > calibration_report(differences, labels, fit_temperature(differences, labels)).nll
 
 
 def test_an_objective_that_debiasing_removes_is_not_calibrated(tmp_path: Path) -> None:
