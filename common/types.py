@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
 FinishReason = Literal["stop", "length"]
 
 

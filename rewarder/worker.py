@@ -25,12 +25,12 @@ from common.later import Later
 from common.queue.address import QueueAddress
 from common.queue.codec import EncodeError
 from common.queue.queue import Queue, RolloutItem
-from common.types import FloatArray, Message, Reward, RolloutGroup, ScoredGroup
+from common.types import BoolArray, FloatArray, Message, Reward, RolloutGroup, ScoredGroup
 from rewarder.aggregate import center_and_scale, combined_scores, rewards
 from rewarder.aggregation import Aggregation, aggregation_of, check_live_groups
 from rewarder.model import GatedRewardModel
 from rewarder.pause import Pause
-from rewarder.references import reference_value
+from rewarder.references import covers_unseen, reference_value
 from rewarder.scoring import ConversationTooLong, score_responses
 
 logger = logging.getLogger(__name__)
@@ -48,10 +48,12 @@ class ReferenceSamples:
 
 @dataclass(frozen=True)
 class ScoredReference:
-    """r_ref [M] of a prompt, and the anchor's samples against it: z [K, M], centred and calibrated as a response is."""
+    """r_ref [M] of a prompt, and the anchor's samples against it: z [K, M], centred and calibrated as a response is, and
+    covered [K, M], whether each is at or below the r_ref that the other samples give (a canned response: than that)."""
 
     value: FloatArray
     z: FloatArray
+    covered: BoolArray
 
 
 @dataclass(frozen=True)
@@ -202,8 +204,11 @@ class RewarderWorker:
             scores, gate = self._raw_scores(sample.messages, responses)
             combined = combined_scores(scores, gate, served.matrix, served.aggregation)
         value = reference_value(combined[:count], settings.quantile, settings.estimator)
+        covered = covers_unseen(combined[:count], settings.quantile, settings.estimator)
         names = term_names(asdict(settings), served.model.objectives)
         for row, term in enumerate(settings.canned, count):
-            value[names.index(term)] = combined[row, names.index(term)]
+            column = names.index(term)
+            value[column] = combined[row, column]
+            covered[:, column] = combined[:count, column] <= value[column]
         z = center_and_scale(combined[:count], value, served.temperature)
-        return ScoredReference(value.numpy(), z.numpy())
+        return ScoredReference(value.numpy(), z.numpy(), covered.numpy())

@@ -113,7 +113,7 @@ class AggregationConfig:
     probability_floor: float = field(metadata=number(0, 0.2))
     references_per_prompt: int = field(metadata=number(2, 10**4))
     quantile: float = field(metadata=number(0.01, 0.99))
-    estimator: str = field(metadata=choice(("gaussian", "empirical")))
+    estimator: str = field(metadata=choice(("order", "gaussian", "empirical")))
     canned: dict[str, str]
 
 

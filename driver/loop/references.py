@@ -34,8 +34,8 @@ CHUNK_PROMPTS = 128
 
 @dataclass(frozen=True)
 class References:
-    """r_ref of a shard: prompt_id -> [M], and by term the share of the anchor's own samples that are no better than r_ref
-    (near aggregation.quantile where the estimator fits them). Empty where nothing is centred."""
+    """r_ref of a shard: prompt_id -> [M], and by term the share of the anchor's samples that are no better than the r_ref of
+    the other samples (near aggregation.quantile where the estimator fits them). Empty where nothing is centred."""
 
     values: dict[str, FloatArray] = field(default_factory=dict)
     coverage: tuple[float, ...] = ()
@@ -115,20 +115,22 @@ def score_samples(rewarders: Rewarders, config: Config, samples: Sequence[Refere
         scored.update(_score(rewarders, part))
         progress.advance(len(part))
     z = np.concatenate([reference.z for reference in scored.values()])
-    for line in describe(z, term_names(asdict(config.aggregation), config.rewarder.objectives), config.aggregation):
+    coverage = np.concatenate([reference.covered for reference in scored.values()]).mean(0)
+    for line in describe(
+        z, coverage, term_names(asdict(config.aggregation), config.rewarder.objectives), config.aggregation
+    ):
         say(f"  {line}")
-    return References({name: reference.value for name, reference in scored.items()}, covered(z))
+    return References({name: reference.value for name, reference in scored.items()}, tuple(coverage.tolist()))
 
 
-def covered(z: FloatArray) -> tuple[float, ...]:
-    """By term, the share of the anchor's samples at or below r_ref; z [N, M]."""
-    return tuple((z <= 0).mean(0).tolist())
-
-
-def describe(z: FloatArray, terms: Sequence[str], settings: AggregationConfig) -> list[str]:
-    """How r_ref lies among the anchor's samples z [N, M], and a warning for each term that the transform does not bend."""
-    shares = ", ".join(f"{share:.2f} ({term})" for term, share in zip(terms, covered(z), strict=True))
-    lines = [f"r_ref is above {shares} of the anchor's {len(z)} samples; aggregation.quantile is {settings.quantile:g}"]
+def describe(z: FloatArray, coverage: FloatArray, terms: Sequence[str], settings: AggregationConfig) -> list[str]:
+    """How r_ref lies among the anchor's samples z [N, M] by its coverage of samples left out [M], and a warning for each term
+    that the transform does not bend."""
+    shares = ", ".join(f"{share:.2f} ({term})" for term, share in zip(terms, coverage, strict=True))
+    lines = [
+        f"r_ref is at or above {shares} of the anchor's {len(z)} samples, each held against the others of its prompt; "
+        f"aggregation.quantile is {settings.quantile:g}"
+    ]
     warnings = [affine_warning(torch.from_numpy(z[:, m])) for m in range(len(terms))]
     return lines + [f"warning: term {t}: {text}" for t, text in zip(terms, warnings, strict=True) if text]
 

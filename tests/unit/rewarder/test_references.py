@@ -4,14 +4,16 @@ test_too_few_or_bad_samples_are_refused; T32 test_key_changes_with_every_fact.""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from rewarder.references import REQUIRED_FACTS, reference_key, reference_value
+from rewarder.references import ESTIMATORS, REQUIRED_FACTS, covers_unseen, reference_key, reference_value
 
 Q85 = 1.0364334
 
@@ -36,6 +38,8 @@ def test_empirical_is_the_interpolated_quantile(values: list[float], quantile: f
         (4, "gaussian", 0.65, -0.09),
         (8, "gaussian", 0.45, -0.03),
         (16, "gaussian", 0.31, -0.02),
+        (8, "order", 0.55, 0.20),
+        (16, "order", 0.38, 0.08),
     ],
 )
 def test_estimator_error_matches_the_table(samples: int, estimator: str, rmse: float, bias: float) -> None:
@@ -45,14 +49,67 @@ def test_estimator_error_matches_the_table(samples: int, estimator: str, rmse: f
     assert error.square().mean().sqrt().item() == pytest.approx(rmse, abs=0.03)
 
 
-def test_reference_is_a_pure_function() -> None:
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_reference_is_a_pure_function(estimator: str) -> None:
     samples = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
-    before, copy = reference_value(samples, 0.85, "gaussian"), samples.clone()
+    before, copy = reference_value(samples, 0.85, estimator), samples.clone()
     torch.manual_seed(1)
-    assert torch.equal(reference_value(samples, 0.85, "gaussian"), before) and torch.equal(samples, copy)
+    assert torch.equal(reference_value(samples, 0.85, estimator), before) and torch.equal(samples, copy)
 
 
-@pytest.mark.parametrize("estimator", ["gaussian", "empirical"])
+@given(st.lists(st.floats(-10, 10, width=32), min_size=2, max_size=20), st.floats(0.05, 0.95))
+def test_order_is_the_quantile_by_expected_rank(values: list[float], quantile: float) -> None:
+    got = reference_value(torch.tensor(values)[:, None], quantile, "order").item()
+    assert got == pytest.approx(np.quantile(values, quantile, method="weibull"), abs=1e-4)
+    assert min(values) <= got <= max(values)
+
+
+def shapes(count: int) -> dict[str, Callable[[tuple[int, int]], Tensor]]:
+    """Distributions of scores: bounded and skewed ones, and such of two modes, as rewards of a real policy are."""
+    generator = torch.Generator().manual_seed(count)
+    uniform = lambda size: torch.rand(size, generator=generator)  # noqa: E731
+    normal = lambda size: torch.randn(size, generator=generator)  # noqa: E731
+    modes = lambda good: lambda size: torch.where(uniform(size) < good, 0.9, 0.2) + 0.03 * normal(size)  # noqa: E731
+    return {
+        "normal": normal,
+        "near its upper bound": lambda size: uniform(size) ** 0.2,
+        "skewed to the left": lambda size: uniform(size).log(),
+        "skewed to the right": lambda size: -uniform(size).log(),
+        "a third are good": modes(0.3),
+        "half are good": modes(0.5),
+        "most are good": modes(0.85),
+    }
+
+
+@pytest.mark.parametrize("count", [8, 16, 32, 64])
+def test_order_keeps_its_promise_whatever_the_distribution(count: int) -> None:
+    """A new sample is at or below r_ref with probability .85, within .02 and three standard errors, and r_ref is never above
+    the best sample. The Gaussian's is, for most prompts, where most responses are good."""
+    for name, draw in shapes(count).items():
+        samples, fresh = draw((count, 4000)), draw((40, 4000))
+        hit = (fresh <= reference_value(samples, 0.85, "order")).float().mean(0)
+        error = float(hit.std()) / 4000**0.5
+        assert abs(float(hit.mean()) - 0.85) < 0.02 + 3 * error, (name, hit.mean())
+        assert bool((reference_value(samples, 0.85, "order") <= samples.amax(0)).all())
+    samples = shapes(count)["most are good"]((count, 4000))
+    gaussian = reference_value(samples, 0.85, "gaussian")
+    assert float((gaussian > samples.amax(0)).float().mean()) > 0.5
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_coverage_is_of_samples_that_were_left_out(estimator: str) -> None:
+    """Its mean is that of new samples against r_ref of one sample less; the samples' own share is not."""
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.randn(600, 9, 1, generator=generator)
+    left_out = torch.stack([covers_unseen(samples, 0.85, estimator) for samples in prompts]).float().mean()
+    fresh = torch.randn(600, 50, 1, generator=generator)
+    bars = torch.stack([reference_value(samples[:8], 0.85, estimator) for samples in prompts])
+    assert float(left_out) == pytest.approx(float((fresh <= bars[:, None]).float().mean()), abs=0.03)
+    two = torch.tensor([[0.0], [1.0]])
+    assert covers_unseen(two, 0.85, estimator).tolist() == [[True], [estimator != "empirical"]]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_too_few_or_bad_samples_are_refused(estimator: str) -> None:
     for samples in (torch.zeros(0, 2), torch.zeros(1, 2), torch.zeros(4)):
         with pytest.raises(ValueError, match="N >= 2"):
