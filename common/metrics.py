@@ -18,6 +18,7 @@ STEP_NAMES = (
     "reward/mean",
     "reward/saturated_frac",
     "reward/linear_frac",
+    "reward/floored_frac",
     "reward/all_good",
     "policy/kl_ref",
     "policy/entropy",

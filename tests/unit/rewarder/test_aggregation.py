@@ -98,7 +98,7 @@ def test_per_objective_by_hand() -> None:
 @given(seeds)
 def test_per_objective_is_grouped_with_a_group_each_and_no_floor(seed: int) -> None:
     scores, gate = random(seed, 5, 3), random(seed + 1, 3).softmax(-1)
-    alone = Aggregation("grouped", ((0,), (1,), (2,)), 0.0, 0.01)
+    alone = Aggregation("grouped", ((0,), (1,), (2,)), 0.0, 1e-4)
     torch.testing.assert_close(total(scores, gate, made("per_objective")), total(scores, gate, alone))
 
 
@@ -331,7 +331,7 @@ def test_settings_that_cannot_work(kind: str, overrides: tuple[str, ...], words:
         ("rewarder.stop_properly_penalty_coef=0.5", "rewards are at most 0, so a factor below 1"),
         ("rewarder.truncation_penalty=0.5", "a positive one would pay for being cut off"),
         ("rewarder.truncation_penalty=.nan", "it must be between -1000 and 0: it is added to rewards"),
-        ("rewarder.truncation_penalty=-5", "below log(aggregation.probability_floor) = -4.61"),
+        ("rewarder.truncation_penalty=-10", "below log(aggregation.probability_floor) = -9.21"),
         ("aggregation.probability_floor=0.5", "it must be between 0 and 0.2"),
     ],
 )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from common.config.config import AggregationConfig
 from common.config.file import BASE, load_config
 from common.types import Prompt, Reward, Rollout, RolloutGroup, ScoredGroup
-from learner.policy.transform_metrics import probability, transform_metrics
+from learner.policy.transform_metrics import probability, slope, transform_metrics
 from rewarder.aggregate import log_sigmoid_floor, rewards
 from rewarder.aggregation import aggregation_of
 
@@ -52,7 +52,9 @@ def test_by_hand(eps: float) -> None:
     aggregation = settings_of("per_objective", eps)
     found = transform_metrics([group_of([[4, -4], [0, 1], [5, 3.1]], aggregation, [0.5, 0.5])], NAMES, aggregation)
     assert found["reward/saturated_frac"] == 0.5
-    assert found["reward/linear_frac"] == pytest.approx(1 / 6)
+    assert found["reward/linear_frac"] == pytest.approx(
+        0 if eps else 1 / 6
+    )  # a floor of .01 has taken a third of the slope
     assert found["reward/binding/a"] == pytest.approx(1 / 3) and found["reward/binding/b"] == pytest.approx(2 / 3)
     p = [[eps + (1 - 2 * eps) / (1 + math.exp(-z)) for z in row] for row in ([4, -4], [0, 1], [5, 3.1])]
     assert found["reward/all_good"] == pytest.approx(sum(a * b for a, b in p) / 3, rel=1e-5)
@@ -69,14 +71,33 @@ def test_what_binds_is_where_the_reward_would_rise_most() -> None:
     assert transform_metrics([group_of(z, aggregation, [0.0, 1.0])], NAMES, aggregation)["reward/binding/a"] == 1.0
 
 
+def test_what_binds_is_decided_by_slopes_with_the_floor() -> None:
+    """At eps .01 a term at z = -8 has slope .03, one at 0 has .49: raising the second pays more, however bad the first is."""
+    for eps, binding in ((0.01, "b"), (1e-4, "a"), (0.0, "a")):
+        aggregation = settings_of("per_objective", eps)
+        found = transform_metrics([group_of([[-8.0, 0.0]], aggregation, [0.5, 0.5])], NAMES, aggregation)
+        assert found[f"reward/binding/{binding}"] == 1.0
+        assert found["reward/floored_frac"] == (0.5 if eps == 0.01 else 0.0)
+        assert found["reward/linear_frac"] == (0.5 if eps == 0.0 else 0.0)
+
+
+@given(st.floats(-12, 12), st.sampled_from([0.0, 1e-4, 0.01, 0.1]))
+def test_the_slope_is_that_of_the_transform(z: float, eps: float) -> None:
+    at = torch.tensor([z], dtype=torch.float64, requires_grad=True)
+    u = log_sigmoid_floor(at, eps)
+    u.sum().backward()
+    assert at.grad is not None
+    assert slope(u.detach().numpy(), eps)[0] == pytest.approx(at.grad.item(), abs=1e-6)
+
+
 def test_an_ensemble_is_one_term() -> None:
-    """Penalty .5: (4, 4) is z = 4, saturated; (8, 2) is 5 - 4.5; (-1, -7) is -4 - 4.5, linear."""
+    """Penalty .5: (4, 4) is z = 4, saturated; (8, 2) is 5 - 4.5; (-1, -7) is -4 - 4.5, flattened."""
     found = transform_metrics(
         [group_of([[4, 4], [8, 2], [-1, -7]], settings_of("ensemble"), [0.0, 1.0])],
         ["ensemble"],
         settings_of("ensemble"),
     )
-    assert found["reward/saturated_frac"] == found["reward/linear_frac"] == pytest.approx(1 / 3)
+    assert found["reward/saturated_frac"] == found["reward/floored_frac"] == pytest.approx(1 / 3)
     assert found["reward/binding/ensemble"] == 1.0
 
 
