@@ -211,7 +211,7 @@ def test_a_group_is_compared_as_it_is_served_over_all_of_its_objectives() -> Non
     assert labelled.rated is not None and labelled.spread is not None
     assert float(labelled.rated[0]) == pytest.approx(0.75 * 0.6 - 0.25)
     assert (labelled.spread > 0).tolist() == [False, True, False, True, False, True]  # those with the third response
-    assert labelled.labels[[0, 2, 4]].tolist() == [1.0, 1.0, 0.0]
+    assert labelled.labels[[0, 2, 4]].tolist() == [1.0, 1.0, 1.0]
 
 
 def test_a_state_that_is_not_finite_is_named_by_its_prompt(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
