@@ -13,6 +13,7 @@ import pytest
 from common.config.file import BASE, load_config
 from common.judge import JudgeItem
 from common.types import Reward, ScoredGroup, ScoredRecord, SlotDropped
+from driver.cluster.cluster import Cluster
 from driver.record.loop_state import RoundState
 from driver.rounds.drift import DriftWatch, _evidence, _newest
 from learner.adaptation import drift
@@ -113,7 +114,7 @@ def scored(slot: int, values: list[float], version: int = 0) -> ScoredGroup:
 def watch(run: Path, stream: Stream, signal: str, *overrides: str) -> DriftWatch:
     settings = ["aggregation.kind=final_score", "adaptation.when=drift", f"adaptation.drift.signal={signal}"]
     config = load_config(BASE, [*settings, f"judge.function={__name__}:gold", *overrides])
-    return DriftWatch(config, None, stream, run)  # pyright: ignore[reportArgumentType]
+    return DriftWatch(config, Cluster(config), stream, run)  # pyright: ignore[reportArgumentType]
 
 
 def test_the_stream_is_read_whole_and_each_slot_counts_once() -> None:
