@@ -45,7 +45,7 @@ def _order_quantile(values: Tensor, quantile: float) -> Tensor:
     count, ordered = len(values), values.sort(0).values
     rank = min(max(quantile * (count + 1), 1.0), float(count))
     below = min(int(rank), count - 1)
-    return ordered[below - 1] + (rank - below) * (ordered[below] - ordered[below - 1])
+    return torch.lerp(ordered[below - 1], ordered[below], rank - below)
 
 
 def covers_unseen(combined: Tensor, quantile: float, estimator: str) -> Tensor:
