@@ -28,7 +28,7 @@ from driver.cluster.run import Run
 from driver.commands import run_evaluate_rm, run_explain
 from driver.export.stage import Export, is_current
 from driver.loop.evaluation import format_table, gold_table
-from driver.loop.loop import Loop, Paths
+from driver.loop.loop import Inputs, Loop
 from driver.loop.publish import Publisher
 from driver.loop.references import sample_prompts
 from driver.preferences.stage import run_preferences
@@ -119,11 +119,11 @@ def run_iterate(run: Run) -> None:
     queue, address = run.open_queue()
     run.await_engines()
     run.cluster.disks.share(run.anchor)
-    models = RewardModels(config, run.cluster, run.directory, run.reward_model)
-    models.connect(address, run.labelled)
-    paths = Paths(run.directory, run.anchor, run.anchor_directory)
-    loop = Loop(config, run.cluster, queue, address, paths, prompts, models)
-    loop.run(held_out)
+    models = RewardModels(config, run.cluster, run.directory, run.reward_model, run.labelled)
+    models.connect(address)
+    inputs = Inputs(run.directory, run.anchor, run.anchor_directory, prompts, held_out)
+    loop = Loop(config, run.cluster, queue, address, inputs, models)
+    loop.run()
     run.policy_loaded = True
     dead = [{"slot": d.slot, "stage": d.stage, "reason": d.reason} for d in queue.dead_letters()]
     write_jsonl(run.directory / "dead_letters.jsonl", dead)

@@ -1,6 +1,6 @@
 """Where a step line goes: metrics.jsonl, Ray's metrics and, with report.tensorboard, TensorBoard.
 
-Made by driver/loop/loop.py where it starts or goes on. metrics.jsonl is the record; the others show what it has.
+driver/loop/step_record.py makes them where a run starts or goes on. metrics.jsonl is the record; the others show what it has.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from learner.adaptation.evidence import Decision
 from learner.adaptation.ocrm import pair_weights
 from learner.adaptation.worker import Round, Versions
 
+ReferencesAgain = Callable[[str], None]  # brings the references under this reward model, which is in place
 METRICS = (
     "pair_accuracy",
     "onpolicy_accuracy",
@@ -41,16 +42,14 @@ METRICS = (
 
 
 class RewardModels:
-    """Which reward model serves: `first` (a directory or Hub id), or the adapted version of the run that `load` names."""
+    """Which reward model serves: `first` (a directory or Hub id), or the adapted version of the run that `load` names. `files`
+    are the original data, which a candidate is held against."""
 
-    def __init__(self, config: Config, cluster: Cluster, run: Path, first: str):
-        self._config, self._cluster, self._run, self._first = config, cluster, run, first
+    def __init__(self, config: Config, cluster: Cluster, run: Path, first: str, files: LabelFiles):
+        self._config, self._cluster, self._run, self._first, self._files = config, cluster, run, first, files
         self._labelling = Labelling(config, cluster, run)
         self.adapted = ""  # relative to the run's directory; empty while the first one serves
         self.version = 0
-        self.on_switch: Callable[[], None] = lambda: (
-            None
-        )  # brings the references under the version that was just loaded
 
     @property
     def served(self) -> str:
@@ -63,29 +62,28 @@ class RewardModels:
         self._cluster.disks.share(self.served)
         self.version = self._cluster.rewarders.load(self.served, self._revision())
 
-    def switch(self, adapted: str) -> None:
+    def switch(self, adapted: str, references_again: ReferencesAgain) -> None:
         """Puts a version and references under it in place while no group is scored: one that is being scored is finished by
         the version before, one that waits is scored by this one. After an error scoring stays paused, and the run ends."""
         self._cluster.disks.share(served_model(self._run, self._first, adapted))  # before the pause: this may take long
         self._cluster.rewarders.pause()
         self.load(adapted)
-        self.on_switch()
+        references_again(self.served)
         self._cluster.rewarders.resume()
 
-    def connect(self, address: QueueAddress, files: LabelFiles) -> None:
+    def connect(self, address: QueueAddress) -> None:
         """Gives the adapter, if there is one, the scored stream and the original data."""
-        self._files = files
         adapters = self._cluster.adapters
         if not adapters:
             return
-        for source in (*files.all(), self._config.adaptation.ensemble):
+        for source in (*self._files.all(), self._config.adaptation.ensemble):
             self._cluster.disks.share(source)
-        adapters.set_original(files)
+        adapters.set_original(self._files)
         adapters.connect(address)
 
-    def round(self, number: int, first_slot: int) -> dict[str, float | None]:
+    def round(self, number: int, first_slot: int, references_again: ReferencesAgain) -> dict[str, float | None]:
         """One round, the run's `number`th from 0, on the samples since first_slot; the names of the step line. Nothing where
-        nothing is adapted."""
+        nothing is adapted. An accepted candidate is switched to."""
         adapters = self._cluster.adapters
         if not adapters:
             return {}
@@ -99,7 +97,7 @@ class RewardModels:
         with self._cluster.disks.writing(aside) as target:
             versions = Versions(self.served, self._revision(), self.version + 1, target)
             decision = labels.counted(adapters.fit(chosen, versions))
-        self._keep(decision, number, aside)
+        self._keep(decision, number, aside, references_again)
         self._labelling.settle(number)
         return _metrics(decision)
 
@@ -112,7 +110,7 @@ class RewardModels:
         ratios = self._cluster.learners.pair_log_ratios(self._files.pairs)
         return pair_weights(ratios, ocrm.strength, ocrm.mixture).tolist()
 
-    def _keep(self, decision: Decision, number: int, aside: Path) -> None:
+    def _keep(self, decision: Decision, number: int, aside: Path, references_again: ReferencesAgain) -> None:
         """Commits and serves an accepted candidate, or writes down why there is none."""
         final = self._run / "rm" / f"version_{self.version + 1}"
         rejected = self._run / "rm" / f"rejected_round_{number + 1}.json"
@@ -121,7 +119,7 @@ class RewardModels:
             (aside / "decision.json").write_text(record)
             commit(aside, final)
             rejected.unlink(missing_ok=True)
-            self.switch(str(final.relative_to(self._run)))
+            self.switch(str(final.relative_to(self._run)), references_again)
         else:
             shutil.rmtree(final, ignore_errors=True)  # of an accepted round that was killed before its checkpoint
             write_whole(rejected, record)

@@ -25,7 +25,7 @@ from common.config.config import ActorsConfig, PolicyConfig
 from common.config.file import BASE, load_config
 from common.queue.queue import QueueError, WorkItem
 from common.types import Message, Prompt, Rollout, RolloutGroup
-from driver.loop.loop import slots_per_actor
+from driver.loop.slot_window import slots_per_actor
 
 MAX_SLOTS = 3
 CONFIG = load_config(BASE, ["aggregation.kind=final_score", "actors.responses_per_prompt=2"])

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from common.config.file import BASE, load_config
+from common.data.label_sources import LabelFiles
 from common.judge import ORDERS, TOO_LONG, UNREADABLE, Labels, PairItem, Preference, pair_item
 from common.types import Message
 from driver.cluster.cluster import Cluster
@@ -24,7 +25,7 @@ from driver.rounds.reward_models import RewardModels
 from learner.adaptation.candidates import Proposal
 from learner.adaptation.evidence import Decision
 from learner.adaptation.worker import Round, Versions
-from tests.unit.driver.fake_groups import group_of
+from tests.unit.driver.fake_groups import group_of, without_references
 
 
 def pair(text: str) -> PairItem:
@@ -71,7 +72,7 @@ def models(run: Path, roles: Roles, *overrides: str) -> RewardModels:
     config = load_config(BASE, [*settings, f"judge.file={run}/answers.jsonl", "iteration.num=5", *overrides])
     cluster = Cluster(config)
     cluster.rewarders, cluster.adapters = roles.rewarders, roles
-    return RewardModels(config, cluster, run, "version_")
+    return RewardModels(config, cluster, run, "version_", LabelFiles(None, None))
 
 
 def questions(run: Path) -> list[dict[str, Any]]:
@@ -89,7 +90,7 @@ def test_a_round_waits_for_people_while_the_old_version_serves(
 ) -> None:
     roles = Roles()
     rm = models(tmp_path, roles)
-    assert rm.round(0, 0) == {} and (rm.adapted, rm.version, roles.fitted) == ("", 0, [])
+    assert rm.round(0, 0, without_references) == {} and (rm.adapted, rm.version, roles.fitted) == ("", 0, [])
     asked = questions(tmp_path)
     assert asked == [{**question(item), "preferred": None} for item in proposed(0).items]
     assert asked[0]["prompt"] == [
@@ -104,13 +105,13 @@ def test_a_round_waits_for_people_while_the_old_version_serves(
 def test_answers_that_have_come_are_fitted_before_anything_new_and_then_the_new_is_asked(tmp_path: Path) -> None:
     roles = Roles()
     rm = models(tmp_path, roles)
-    rm.round(0, 0)
+    rm.round(0, 0, without_references)
     answer(tmp_path, questions(tmp_path))
-    assert rm.round(1, 0)["rm/accepted"] == 1.0
+    assert rm.round(1, 0, without_references)["rm/accepted"] == 1.0
     assert roles.fitted == [proposed(0)] and rm.adapted == "rm/version_1"
     assert [row["key"] for row in questions(tmp_path)] == [item.key for item in proposed(1).items]
     answer(tmp_path, questions(tmp_path), "second")
-    rm.round(2, 0)
+    rm.round(2, 0, without_references)
     assert roles.fitted == [proposed(0), proposed(1)] and rm.adapted == "rm/version_2"
     assert set(roles.preferences[1].values()) == {"second"}
 
@@ -118,15 +119,15 @@ def test_answers_that_have_come_are_fitted_before_anything_new_and_then_the_new_
 def test_what_is_not_answered_waits_on_and_nothing_new_is_asked(tmp_path: Path) -> None:
     roles = Roles()
     rm = models(tmp_path, roles)
-    rm.round(0, 0)
+    rm.round(0, 0, without_references)
     answer(tmp_path, questions(tmp_path)[:3])  # both to fit on, one of the evidence
-    assert rm.round(1, 0) == {} and roles.fitted == []
+    assert rm.round(1, 0, without_references) == {} and roles.fitted == []
     assert [row["key"] for row in questions(tmp_path)] == [item.key for item in proposed(0).evidence[1:]]
     answer(tmp_path, questions(tmp_path)[:1], "tie")
     answer(tmp_path, questions(tmp_path)[1:2], None)
-    assert rm.round(2, 0) == {}  # a tie is no evidence, nor is null
+    assert rm.round(2, 0, without_references) == {}  # a tie is no evidence, nor is null
     answer(tmp_path, questions(tmp_path)[:1], "second")
-    assert rm.round(3, 0)["rm/accepted"] == 1.0
+    assert rm.round(3, 0, without_references)["rm/accepted"] == 1.0
     (fitted,) = roles.fitted
     assert fitted == Proposal(proposed(0).fit, proposed(0).evidence[:3], 0)
     record = json.loads((tmp_path / "rm" / "version_1" / "decision.json").read_text())
@@ -134,10 +135,10 @@ def test_what_is_not_answered_waits_on_and_nothing_new_is_asked(tmp_path: Path) 
 
 
 def test_a_resumed_run_finds_what_waits(tmp_path: Path) -> None:
-    models(tmp_path, Roles()).round(0, 0)
+    models(tmp_path, Roles()).round(0, 0, without_references)
     answer(tmp_path, questions(tmp_path))
     roles = Roles()
-    models(tmp_path, roles).round(1, 0)
+    models(tmp_path, roles).round(1, 0, without_references)
     assert roles.fitted == [proposed(0)]
     assert roles.fitted[0].fit[0].meta == {"kind": "plain"}
 
@@ -145,26 +146,26 @@ def test_a_resumed_run_finds_what_waits(tmp_path: Path) -> None:
 def test_a_round_that_a_kill_undid_is_done_again(tmp_path: Path) -> None:
     """Killed after version 1 was accepted and the next pairs were asked, before the checkpoint that names it."""
     rm = models(tmp_path, Roles())
-    rm.round(0, 0)
+    rm.round(0, 0, without_references)
     answer(tmp_path, questions(tmp_path))
-    rm.round(1, 0)
+    rm.round(1, 0, without_references)
     next_questions = questions(tmp_path)
     answer(tmp_path, next_questions[:2])
     roles = Roles()
     again = models(tmp_path, roles)
-    again.round(1, 0)
+    again.round(1, 0, without_references)
     assert roles.fitted == [proposed(0)] and again.adapted == "rm/version_1"
     assert questions(tmp_path) == next_questions[2:]
     answer(tmp_path, next_questions[2:])
-    again.round(2, 0)
+    again.round(2, 0, without_references)
     assert roles.fitted == [proposed(0), proposed(1)]
 
 
 def test_a_round_that_is_done_again_after_its_answers_came_is_fitted_at_once(tmp_path: Path) -> None:
-    models(tmp_path, Roles()).round(0, 0)
+    models(tmp_path, Roles()).round(0, 0, without_references)
     answer(tmp_path, questions(tmp_path))
     roles = Roles()
-    models(tmp_path, roles).round(0, 0)
+    models(tmp_path, roles).round(0, 0, without_references)
     assert roles.fitted == [proposed(0)] and not (tmp_path / "labels_pending.jsonl").exists()
 
 
@@ -235,18 +236,18 @@ def test_questions_are_whole_or_absent(tmp_path: Path) -> None:
 def test_a_bad_line_ends_the_round_and_a_corrected_one_goes_on(tmp_path: Path) -> None:
     roles = Roles()
     rm = models(tmp_path, roles)
-    rm.round(0, 0)
+    rm.round(0, 0, without_references)
     answer(tmp_path, questions(tmp_path), "Second")  # type: ignore[arg-type]
     with pytest.raises(LabelError, match=r"answers.jsonl:1: preferred is 'Second'"):
-        rm.round(1, 0)
+        rm.round(1, 0, without_references)
     (tmp_path / "answers.jsonl").write_text((tmp_path / "answers.jsonl").read_text().replace("Second", "second"))
-    assert rm.round(1, 0)["rm/accepted"] == 1.0
+    assert rm.round(1, 0, without_references)["rm/accepted"] == 1.0
 
 
 def test_other_judges_leave_no_questions(tmp_path: Path) -> None:
     roles = Roles()
     rm = models(tmp_path, roles, "judge.file=null", f"judge.labeler={__name__}:labels_nothing")
-    rm.round(0, 0)
+    rm.round(0, 0, without_references)
     assert len(roles.fitted) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.jsonl", "rm"]
     assert [path.name for path in (tmp_path / "rm").iterdir()] == ["version_1"]

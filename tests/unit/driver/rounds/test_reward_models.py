@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config.file import BASE, load_config
+from common.data.label_sources import LabelFiles
 from common.judge import JudgeItem, PairItem, pair_item
 from common.types import Message
 from driver.cluster.cluster import Cluster
@@ -20,7 +21,7 @@ from driver.rounds.reward_models import RewardModels, served_model
 from learner.adaptation.candidates import Proposal
 from learner.adaptation.evidence import Decision
 from learner.adaptation.worker import Round, Versions
-from tests.unit.driver.fake_groups import group_of
+from tests.unit.driver.fake_groups import group_of, without_references
 
 ASKED: list[str] = []
 NUMBERS: dict[str, float | None] = {"onpolicy_accuracy": 0.5, "candidate_onpolicy_accuracy": 0.7, "p_value": 0.01}
@@ -88,7 +89,7 @@ def models(run: Path, roles: Roles, first: str = "first", *overrides: str) -> Re
     config = load_config(BASE, [*settings, *overrides])
     cluster = Cluster(config)
     cluster.rewarders, cluster.adapters = roles.rewarders, roles.adapters
-    made = RewardModels(config, cluster, run, first)
+    made = RewardModels(config, cluster, run, first, LabelFiles(None, None))
     made.load("")
     return made
 
@@ -100,7 +101,7 @@ def read(path: Path) -> dict[str, Any]:
 def test_an_accepted_candidate_becomes_a_version_and_serves(tmp_path: Path) -> None:
     roles = Roles(YES)
     rm = models(tmp_path, roles)
-    metrics = rm.round(0, 0)
+    metrics = rm.round(0, 0, without_references)
     version = tmp_path / "rm" / "version_1"
     assert sorted(file.name for file in version.iterdir()) == ["config.json", "decision.json"]
     record = read(version / "decision.json")
@@ -117,18 +118,18 @@ def test_an_accepted_candidate_becomes_a_version_and_serves(tmp_path: Path) -> N
 def test_a_switch_brings_the_references_while_no_group_is_scored(tmp_path: Path) -> None:
     roles = Roles(YES, NO)
     rm = models(tmp_path, roles)
-    rm.on_switch = lambda: roles.verbs.append(f"references of version {rm.version}")
+    note = lambda model: roles.verbs.append(f"references under {Path(model).name}")  # noqa: E731
     roles.verbs.clear()
-    rm.round(0, 0)
-    assert roles.verbs == ["pause", "load", "references of version 1", "resume"]
-    rm.round(1, 0)
+    rm.round(0, 0, note)
+    assert roles.verbs == ["pause", "load", "references under version_1", "resume"]
+    rm.round(1, 0, note)
     assert len(roles.verbs) == 4, "a discarded candidate disturbs nothing"
 
 
 def test_a_discarded_candidate_changes_nothing_and_says_why(tmp_path: Path) -> None:
     roles = Roles(NO)
     rm = models(tmp_path, roles)
-    metrics = rm.round(1, 0)
+    metrics = rm.round(1, 0, without_references)
     assert metrics["rm/accepted"] == 0.0
     assert (rm.adapted, rm.version, len(roles.rewarders.loaded)) == ("", 0, 1)
     assert [file.name for file in (tmp_path / "rm").iterdir()] == ["rejected_round_2.json"]
@@ -139,7 +140,7 @@ def test_versions_build_on_one_another(tmp_path: Path) -> None:
     roles = Roles(YES, NO, YES)
     rm = models(tmp_path, roles)
     for iteration in range(3):
-        rm.round(iteration, 0)
+        rm.round(iteration, 0, without_references)
     assert [(Path(fit.served).name, fit.version) for fit in roles.adapters.fits] == [
         ("first", 1),
         ("version_1", 2),
@@ -150,38 +151,38 @@ def test_versions_build_on_one_another(tmp_path: Path) -> None:
 
 def test_a_given_model_counts_on_from_its_own_version(tmp_path: Path) -> None:
     rm = models(tmp_path, Roles(YES, version=7))
-    rm.round(0, 0)
+    rm.round(0, 0, without_references)
     assert rm.adapted == "rm/version_8"
 
 
 def test_a_round_that_was_killed_is_repeated_with_the_same_labels(tmp_path: Path) -> None:
     ASKED.clear()
-    models(tmp_path, Roles(YES)).round(0, 0)
+    models(tmp_path, Roles(YES)).round(0, 0, without_references)
     assert len(ASKED) == 6
     (tmp_path / "rm" / "version_1" / "config.json").write_text("of the killed round")
     again = models(tmp_path, Roles(YES))  # its checkpoint still names the first model
-    again.round(0, 0)
+    again.round(0, 0, without_references)
     assert len(ASKED) == 6 and len((tmp_path / "labels.jsonl").read_text().splitlines()) == 3
     assert read(tmp_path / "rm" / "version_1" / "config.json") == {"rm_version": 1}
 
 
 def test_a_repeated_round_may_end_otherwise_and_leaves_one_record(tmp_path: Path) -> None:
-    models(tmp_path, Roles(YES)).round(0, 0)
-    models(tmp_path, Roles(NO)).round(0, 0)
+    models(tmp_path, Roles(YES)).round(0, 0, without_references)
+    models(tmp_path, Roles(NO)).round(0, 0, without_references)
     assert [file.name for file in (tmp_path / "rm").iterdir()] == ["rejected_round_1.json"]
-    models(tmp_path, Roles(YES)).round(0, 0)
+    models(tmp_path, Roles(YES)).round(0, 0, without_references)
     assert [file.name for file in (tmp_path / "rm").iterdir()] == ["version_1"]
 
 
 def test_what_a_killed_fit_left_aside_is_removed(tmp_path: Path) -> None:
     (tmp_path / "rm" / "candidate").mkdir(parents=True)
     (tmp_path / "rm" / "candidate" / "model.safetensors").write_text("half")
-    models(tmp_path, Roles(YES)).round(0, 0)
+    models(tmp_path, Roles(YES)).round(0, 0, without_references)
     assert not (tmp_path / "rm" / "version_1" / "model.safetensors").exists()
 
 
 def test_without_an_adapter_there_is_no_round(tmp_path: Path) -> None:
-    assert models(tmp_path, Roles()).round(0, 0) == {}
+    assert models(tmp_path, Roles()).round(0, 0, without_references) == {}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -205,7 +206,7 @@ def test_a_revision_belongs_to_a_hub_id_alone(tmp_path: Path) -> None:
     given, hub = Roles(NO), Roles(YES)
     models(tmp_path, given, str(tmp_path / "given"), "rewarder.revision=abc")
     rm = models(tmp_path, hub, "owner/name", "rewarder.revision=abc")
-    rm.round(0, 0)
+    rm.round(0, 0, without_references)
     assert [arguments[1] for arguments in (*given.rewarders.loaded, *hub.rewarders.loaded)] == [None, "abc", None]
 
 

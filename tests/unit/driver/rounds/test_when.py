@@ -9,7 +9,9 @@ from common.config.file import BASE, ConfigError, load_config
 from common.config.round_times import due_steps, seen_since
 from driver.record.loop_state import LoopState
 from driver.rounds.drift import Look
+from driver.rounds.reward_models import ReferencesAgain
 from driver.rounds.when import RoundTimes
+from tests.unit.driver.fake_groups import without_references
 
 JUDGED = ("aggregation.kind=final_score", "judge.function=a:b", "adaptation.min_pairs=1")
 
@@ -103,7 +105,8 @@ class Models:
     def __init__(self, *accepted: bool):
         self._accepted, self.asked, self.version, self.adapted = list(accepted), [], 0, ""
 
-    def round(self, number: int, first_slot: int) -> dict[str, float | None]:
+    def round(self, number: int, first_slot: int, again: ReferencesAgain) -> dict[str, float | None]:
+        assert again is without_references, "the round gets what the loop gave"
         self.asked.append((number, first_slot))
         if accepted := self._accepted.pop(0):
             self.version += 1
@@ -129,7 +132,7 @@ def walk(made: Config, models: Models, watch: Watch) -> tuple[LoopState, dict[in
         state.iteration, state.first_slot = iteration, 4 * state.step
         for _ in range(made.iteration.steps):
             state.step += 1
-            if found := times.after_step(state, 4 * state.step):
+            if found := times.after_step(state, 4 * state.step, without_references):
                 lines[state.step] = found
     return state, lines
 
