@@ -60,7 +60,7 @@ def inside_group(gate: Tensor, among: Tensor | None = None) -> Tensor:
     """Gate of one group's members [..., k], already as shares of the whole gate -> weights that sum to 1 [..., k]. With
     `among` [..., k] the members where it is False weigh 0; where no member is among them, all do."""
     among = torch.ones_like(gate, dtype=torch.bool) if among is None else among
-    gate, count = gate * among, among.sum(-1, keepdim=True).clamp_min(1)
+    gate, count = torch.where(among, gate, 0.0), among.sum(-1, keepdim=True).clamp_min(1)
     mass = gate.sum(-1, keepdim=True)
     return torch.where(mass > SMALLEST_SHARE, gate / mass.clamp_min(SMALLEST_SHARE), among.to(gate.dtype) / count)
 

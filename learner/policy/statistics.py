@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from common.config.config import LearnerConfig
+from learner.ranks.losses import clip_acts, log_ratio
 
 TokenSums = dict[str, Tensor]
 
@@ -18,7 +19,8 @@ TokenSums = dict[str, Tensor]
 @dataclass(frozen=True)
 class TokenValues:
     """What a micro-batch's loss was made of, [B, T] each: log-probs of the policy, of what its ratio is taken against, of the
-    sampler and of the reference; the importance weights; the entropy in nats; and the response mask."""
+    sampler and of the reference; the importance weights; the entropy in nats; the advantages [B, 1]; and the response mask.
+    Where the mask is False a value may be anything."""
 
     policy_logprobs: Tensor
     old_logprobs: Tensor
@@ -26,24 +28,25 @@ class TokenValues:
     ref_logprobs: Tensor
     importance_weights: Tensor
     entropy: Tensor
+    advantages: Tensor
     response_mask: Tensor
 
 
 def token_sums(values: TokenValues, loss: Tensor, config: LearnerConfig) -> TokenSums:
     """TokenSums over the response tokens of a micro-batch, without gradient, as float64 scalars on the CPU."""
     mask, logprobs, weights = values.response_mask, values.policy_logprobs, values.importance_weights
-    ratio = torch.where(mask, logprobs - values.old_logprobs, 0.0).exp()
-    clipped = (ratio < 1 - config.clip_low) | (ratio > 1 + config.clip_high)
+    ratio = log_ratio(logprobs, values.old_logprobs, mask).exp()
+    clip = values.advantages, mask, config.clip_low, config.clip_high
     capped = weights >= (math.inf if config.importance_cap is None else config.importance_cap)
     sums = {
         "tokens": mask.sum(),
-        "kl_ref": torch.where(mask, logprobs - values.ref_logprobs, 0.0).sum(),
+        "kl_ref": log_ratio(logprobs, values.ref_logprobs, mask).sum(),
         "entropy": torch.where(mask, values.entropy, 0.0).sum(),
-        "clipped": (clipped & mask).sum(),
+        "clipped": clip_acts(logprobs, values.old_logprobs, *clip).sum(),
         "ratio": torch.where(mask, ratio, 0.0).sum(),
         "importance": torch.where(mask, weights, 0.0).sum(),
         "capped": (capped & mask).sum(),
-        "gap": torch.where(mask, logprobs - values.rollout_logprobs, 0.0).abs().sum(),
+        "gap": log_ratio(logprobs, values.rollout_logprobs, mask).abs().sum(),
         "loss": loss,
         "sequences": mask.any(-1).sum(),
     }

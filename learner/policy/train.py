@@ -86,15 +86,16 @@ class PolicyStep:
         policy_logprobs, logits = self._policy_pass(batch)
         start = policy_logprobs.detach() if start is None else start
         old = batch.rollout_logprobs if self.config.importance_cap is None else start
-        weights = importance_weights(start, batch.rollout_logprobs, self.config.importance_cap)
+        mask = batch.response_mask
+        weights = importance_weights(start, batch.rollout_logprobs, mask, self.config.importance_cap)
         clip = self.config.clip_low, self.config.clip_high
-        policy_loss = weights * clipped_policy_loss(policy_logprobs, old, batch.advantages, *clip)
-        penalty = kl_penalty(policy_logprobs, ref_logprobs, self.config.kl_estimator)
-        loss = masked_mean(policy_loss + self.config.kl_coef * penalty, batch.response_mask, num_tokens)
+        policy_loss = weights * clipped_policy_loss(policy_logprobs, old, batch.advantages, mask, *clip)
+        penalty = kl_penalty(policy_logprobs, ref_logprobs, mask, self.config.kl_estimator)
+        loss = masked_mean(policy_loss + self.config.kl_coef * penalty, mask, num_tokens)
         self.engine.backward(loss * num_ranks())
         logprobs = policy_logprobs.detach(), old, batch.rollout_logprobs, ref_logprobs
         entropy = token_entropy(logits, self.temperature)
-        return token_sums(TokenValues(*logprobs, weights, entropy, batch.response_mask), loss, self.config)
+        return token_sums(TokenValues(*logprobs, weights, entropy, batch.advantages, mask), loss, self.config)
 
     def _policy_pass(self, batch: Sequences) -> tuple[Tensor, Tensor]:
         """The policy's log-probs [B, T] and logits [B, T, V]."""

@@ -1,7 +1,9 @@
 """The policy's and the reward model's losses: pure maths, on tensors of one micro-batch. Ranks never reach this file: sums
 are divided by counts that the caller reduced over ranks.
 
-Letters: B sequences, T tokens, K objectives. Masks are bool, True = keep.
+Letters: B sequences, T tokens, K objectives. Masks are bool, True = keep. Prompt and padding tokens have log-probs too, and
+these may be anything: each function here masks before its exp, so that they reach neither a value nor a gradient (0 times
+infinity is not a number, and a mask after the exp does not undo it).
 """
 
 from __future__ import annotations
@@ -11,21 +13,35 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 
+def log_ratio(logprobs: Tensor, base_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """logprobs - base_logprobs where the mask keeps, else 0, whatever stands there. [B, T] -> [B, T]"""
+    return torch.where(mask, logprobs - base_logprobs, 0.0)
+
+
 def clipped_policy_loss(
-    policy_logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+    policy_logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip_low: float, clip_high: float
 ) -> Tensor:
     """Per-token surrogate -min(ratio A, clip(ratio) A), PPO's clip with its two ends set apart (1707.06347; 2503.14476).
 
     policy_logprobs (with gradient), old_logprobs (the policy's at the start of the step, or the sampler's) [B, T];
-    advantages [B, 1] or [B, T] -> [B, T].
+    advantages [B, 1] or [B, T]; mask [B, T] -> [B, T].
     """
-    ratio = (policy_logprobs - old_logprobs).exp()
+    ratio = log_ratio(policy_logprobs, old_logprobs, mask).exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     return -torch.minimum(ratio * advantages, clipped * advantages)
 
 
-def importance_weights(old_logprobs: Tensor, rollout_logprobs: Tensor, cap: float | None) -> Tensor:
-    """Truncated importance sampling: min(exp(old - rollout), cap) per token, without gradient. [B, T] -> [B, T]
+def clip_acts(
+    policy_logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip_low: float, clip_high: float
+) -> Tensor:
+    """Where the clipped term is the one that `clipped_policy_loss` takes, so that the token has no gradient: above the upper
+    end for a good response, below the lower end for a bad one. [B, T] bool; False where masked."""
+    ratio = log_ratio(policy_logprobs, old_logprobs, mask).exp()
+    return mask & torch.where(advantages > 0, ratio > 1 + clip_high, (advantages < 0) & (ratio < 1 - clip_low))
+
+
+def importance_weights(old_logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor, cap: float | None) -> Tensor:
+    """Truncated importance sampling: min(exp(old - rollout), cap) per token, without gradient; 1 where masked. [B, T] -> [B, T]
 
     A token was drawn by the sampler, whose weights may be older and whose arithmetic is another, but its gradient is meant
     for one drawn by the policy at the start of the step; the cap bounds the variance that the exact weight would bring
@@ -33,16 +49,17 @@ def importance_weights(old_logprobs: Tensor, rollout_logprobs: Tensor, cap: floa
     """
     if cap is None:
         return torch.ones_like(rollout_logprobs)
-    return (old_logprobs - rollout_logprobs).detach().exp().clamp(max=cap)
+    return log_ratio(old_logprobs, rollout_logprobs, mask).detach().exp().clamp(max=cap)
 
 
-def kl_penalty(policy_logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor:
-    """Per-token penalty whose gradient draws the policy to the reference, on samples of the policy. [B, T] -> [B, T]
+def kl_penalty(policy_logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, estimator: str) -> Tensor:
+    """Per-token penalty whose gradient draws the policy to the reference, on samples of the policy; 0 where masked.
+    [B, T] -> [B, T]
 
     k2 = (log p - log ref)^2 / 2: its gradient is that of KL(policy || reference). k3 = ref/p - 1 - log(ref/p): unbiased as
     a value, non-negative; as a loss its gradient is that of KL(reference || policy) on policy samples.
     """
-    difference = policy_logprobs - ref_logprobs
+    difference = log_ratio(policy_logprobs, ref_logprobs, mask)
     if estimator == "k2":
         return difference.square() / 2
     assert estimator == "k3", f"kl_estimator is checked by the configuration, got {estimator}"

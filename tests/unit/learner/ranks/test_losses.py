@@ -23,6 +23,7 @@ from learner.ranks.losses import (
 from learner.ranks.schedule import cosine
 
 numbers = st.floats(-4, 4, width=32)
+KEPT = torch.tensor(True)
 
 
 def test_token_logprobs_by_hand() -> None:
@@ -61,26 +62,26 @@ def test_a_saturated_group_keeps_its_small_say() -> None:
 )
 def test_clip_by_hand(ratio: float, advantage: float, want: float) -> None:
     new, old = torch.tensor([[math.log(ratio)]]), torch.zeros(1, 1)
-    got = clipped_policy_loss(new, old, torch.tensor([[advantage]]), clip_low=0.2, clip_high=0.28)
+    got = clipped_policy_loss(new, old, torch.tensor([[advantage]]), KEPT, clip_low=0.2, clip_high=0.28)
     assert got.item() == pytest.approx(want, rel=1e-6)
 
 
 def test_on_policy_gradient_is_reinforce() -> None:
     logprobs = torch.tensor([[-1.0, -2.0]], requires_grad=True)
-    clipped_policy_loss(logprobs, logprobs.detach(), torch.tensor([[3.0]]), 0.2, 0.28).sum().backward()
+    clipped_policy_loss(logprobs, logprobs.detach(), torch.tensor([[3.0]]), KEPT, 0.2, 0.28).sum().backward()
     torch.testing.assert_close(logprobs.grad, torch.tensor([[-3.0, -3.0]]))
 
 
 def test_importance_weights_by_hand() -> None:
     old, sampled = torch.log(torch.tensor([[0.3, 0.4, 0.5]])), torch.log(torch.tensor([[0.6, 0.4, 0.1]]))
-    torch.testing.assert_close(importance_weights(old, sampled, 2.0), torch.tensor([[0.5, 1.0, 2.0]]))
-    torch.testing.assert_close(importance_weights(old, sampled, 100.0), torch.tensor([[0.5, 1.0, 5.0]]))
-    assert importance_weights(old, sampled, None).tolist() == [[1.0, 1.0, 1.0]]
+    torch.testing.assert_close(importance_weights(old, sampled, KEPT, 2.0), torch.tensor([[0.5, 1.0, 2.0]]))
+    torch.testing.assert_close(importance_weights(old, sampled, KEPT, 100.0), torch.tensor([[0.5, 1.0, 5.0]]))
+    assert importance_weights(old, sampled, KEPT, None).tolist() == [[1.0, 1.0, 1.0]]
 
 
 def test_importance_weights_stay_finite_and_take_no_gradient() -> None:
     old = torch.tensor([[0.0, -200.0]], requires_grad=True)
-    got = importance_weights(old, torch.tensor([[-200.0, 0.0]]), 2.0)
+    got = importance_weights(old, torch.tensor([[-200.0, 0.0]]), KEPT, 2.0)
     assert got.tolist() == [[2.0, 0.0]]
     assert not got.requires_grad
 
@@ -89,8 +90,8 @@ def test_one_update_with_weights_is_the_weighted_reinforce_gradient() -> None:
     """The ratio is 1 with the gradient of log p, so a token gets -weight * advantage, and no token is clipped away."""
     logprobs = torch.log(torch.tensor([[0.3, 0.5]])).requires_grad_()
     start, sampled = logprobs.detach(), torch.log(torch.tensor([[0.6, 0.1]]))
-    loss = importance_weights(start, sampled, 2.0) * clipped_policy_loss(
-        logprobs, start, torch.tensor([[3.0]]), 0.2, 0.28
+    loss = importance_weights(start, sampled, KEPT, 2.0) * clipped_policy_loss(
+        logprobs, start, torch.tensor([[3.0]]), KEPT, 0.2, 0.28
     )
     loss.sum().backward()
     torch.testing.assert_close(logprobs.grad, torch.tensor([[-1.5, -6.0]]))
@@ -103,16 +104,16 @@ def test_weights_without_truncation_make_the_gradient_unbiased() -> None:
     advantages = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     p = torch.log_softmax(logits, -1)
     (want,) = torch.autograd.grad(-(p.exp() * advantages).sum(), logits, retain_graph=True)
-    weights = importance_weights(p, q, 1e9)
-    surrogate = q.exp() * weights * clipped_policy_loss(p, p.detach(), advantages, 0.2, 0.28)
+    weights = importance_weights(p, q, KEPT, 1e9)
+    surrogate = q.exp() * weights * clipped_policy_loss(p, p.detach(), advantages, KEPT, 0.2, 0.28)
     (got,) = torch.autograd.grad(surrogate.sum(), logits)
     torch.testing.assert_close(got, want)
 
 
 def test_kl_estimators_by_hand() -> None:
     new, ref = torch.tensor([[-1.0]]), torch.tensor([[-1.5]])
-    assert kl_penalty(new, ref, "k2").item() == pytest.approx(0.125)
-    assert kl_penalty(new, ref, "k3").item() == pytest.approx(math.exp(-0.5) - 1 + 0.5)
+    assert kl_penalty(new, ref, KEPT, "k2").item() == pytest.approx(0.125)
+    assert kl_penalty(new, ref, KEPT, "k3").item() == pytest.approx(math.exp(-0.5) - 1 + 0.5)
 
 
 def test_k2_has_the_gradient_of_the_reverse_kl() -> None:
@@ -121,15 +122,15 @@ def test_k2_has_the_gradient_of_the_reverse_kl() -> None:
     q = torch.log_softmax(torch.tensor([0.0, 0.5, -0.5], dtype=torch.float64), -1)
     p = torch.log_softmax(logits, -1)
     (want,) = torch.autograd.grad((p.exp() * (p - q)).sum(), logits, retain_graph=True)
-    (got,) = torch.autograd.grad((p.exp().detach() * kl_penalty(p, q, "k2")).sum(), logits)
+    (got,) = torch.autograd.grad((p.exp().detach() * kl_penalty(p, q, KEPT, "k2")).sum(), logits)
     torch.testing.assert_close(got, want)
 
 
 @given(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=20))
 def test_k3_is_never_negative_and_zero_only_at_equality(pairs: list[tuple[float, float]]) -> None:
     new, ref = (torch.tensor([values], dtype=torch.float64) for values in zip(*pairs, strict=True))
-    assert bool((kl_penalty(new, ref, "k3") >= -1e-12).all())
-    assert kl_penalty(new, new, "k3").abs().max() == 0
+    assert bool((kl_penalty(new, ref, KEPT, "k3") >= -1e-12).all())
+    assert kl_penalty(new, new, KEPT, "k3").abs().max() == 0
 
 
 @given(st.integers(1, 7), st.integers(8, 24))
