@@ -87,7 +87,7 @@ def reward_model_card(facts: Facts, directory: Path) -> str:
 def _objectives(config: Config, names: Sequence[str], report: RewardModel | None, stored: Mapping[str, object]) -> str:
     groups = {name: group for group, members in config.aggregation.groups.items() for name in members}
     r2 = report.r2 if report else {}
-    rows = [(column, name, groups.get(name, ""), fixed(r2.get(name, NAN))) for column, name in enumerate(names)]
+    rows = [(column, name, groups.get(name, ""), _fixed(r2.get(name, NAN))) for column, name in enumerate(names)]
     verbosity = stored.get("verbosity")
     debias = (
         f"`reward_transform_matrix` removes the correlation with {verbosity} from the others."
@@ -95,6 +95,14 @@ def _objectives(config: Config, names: Sequence[str], report: RewardModel | None
         else "`reward_transform_matrix` is as the model came with it; this run named no verbosity objective."
     )
     return table(["column", "objective", "group", "held-out R2 of its ratings"], rows) + "\n\n" + debias
+
+
+def _fixed(value: float | str) -> str:
+    return value if isinstance(value, str) else fixed(value)
+
+
+def _weak(report: RewardModel) -> list[tuple[str, float]]:
+    return [(name, value) for name, value in report.r2.items() if not isinstance(value, str) and value < 0.2]
 
 
 def _read_decision(path: Path) -> dict[str, Any] | None:
@@ -164,7 +172,7 @@ def _reward_model_settings(config: Config) -> list[tuple[str, object]]:
 
 def _reward_model_limits(report: RewardModel | None) -> list[str]:
     found = ["Scores are raw: compare responses to one prompt, not prompts with each other."]
-    weak = [f"{name} ({fixed(value)})" for name, value in report.r2.items() if value < 0.2] if report else []
+    weak = [f"{name} ({fixed(value)})" for name, value in _weak(report)] if report else []
     if weak:
         found.append(f"It explains little of the ratings of {', '.join(weak)} on held-out prompts (R2 below 0.2).")
     if report is not None and not report.accuracy.mean > report.uniform_accuracy:

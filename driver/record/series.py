@@ -57,7 +57,7 @@ HELP = {
     "policy_kl_ref": "KL to the reference, nats per token",
     "policy_kl_sequence": "KL to the reference, nats per response",
     "policy_entropy": "Entropy of the policy, nats per token",
-    "policy_clip_frac": "Share of response tokens whose ratio was outside the clip",
+    "policy_clip_frac": "Share of response tokens whose gradient the clip cut off",
     "policy_ratio_mean": "Mean probability ratio of learner to engine",
     "policy_importance_weight_mean": "Mean truncated weight of response tokens, learner over sampler",
     "policy_importance_capped_frac": "Share of response tokens whose weight was cut at learner.importance_cap",

@@ -140,9 +140,15 @@ def read_reward_model(path: Path, terms: Sequence[str]) -> RewardModel | None:
         report.get("rm/pair_accuracy_length", NAN),
         report.get("rm/held_out_pairs", NAN),
         number(record.get("held_out_prompts")),
-        {name.removeprefix("rm/r2/"): value for name, value in report.items() if name.startswith("rm/r2/")},
+        _r2(report),
         [Fit(name, number(temperature), _numbers(row)) for name, temperature, row in fits],
     )
+
+
+def _r2(report: Mapping[str, float]) -> dict[str, float | str]:
+    """R2 by objective; "constant" where its held-out ratings are all alike."""
+    values = {name.removeprefix("rm/r2/"): value for name, value in report.items() if name.startswith("rm/r2/")}
+    return {name: "constant" if f"rm/constant/{name}" in report else value for name, value in values.items()}
 
 
 def _accuracy(report: Mapping[str, float], name: str) -> Interval:

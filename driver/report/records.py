@@ -49,7 +49,7 @@ class RewardModel:
     length_accuracy: float
     pairs: float
     prompts: float
-    r2: Mapping[str, float]
+    r2: Mapping[str, float | str]
     fits: Sequence[Fit]
 
 

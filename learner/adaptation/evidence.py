@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 POWER = 0.8
+EFFECT_WIDTH = 1e-4  # the detectable effect is known to this
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,12 @@ class Evidence:
 @dataclass(frozen=True)
 class Standing:
     """How a model stands on the original held-out data: pair accuracy, and R2 of the ratings of each objective that the
-    candidate could have changed."""
+    candidate could have changed. `constant` names objectives whose held-out ratings are all alike: they have no R2, so that no
+    fall of it can be seen, and no guard holds them."""
 
     accuracy: float
     r2: dict[str, float]
+    constant: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,19 +81,44 @@ def mcnemar(wins: int, losses: int) -> float:
     return tail / 2**discordant
 
 
+@cache
 def detectable_effect(pairs: int, discordant: float, level: float) -> float:
-    """The rise of accuracy that `pairs` pairs find with a power of 80 %, where the models disagree on a share `discordant`.
-
-    Normal approximation: solves effect sqrt(n) = z_level sqrt(d) + z_power sqrt(d - effect^2) (Connor 1987); the exact test
-    is a little weaker. An answer above `discordant` means that no effect can be found; inf for fewer than 3 pairs, 0 at
-    level 1."""
+    """The rise of accuracy that `pairs` pairs find with a power of at least 80 %, where the models disagree on a share
+    `discordant` of pairs: the smallest one, by the power of the exact test; 0 at level 1, inf where not even a candidate that
+    wins every discordant pair is found."""
     if level >= 1:
         return 0.0
-    z_level, z_power = NormalDist().inv_cdf(1 - level), NormalDist().inv_cdf(POWER)
-    inside = pairs - z_level**2 + z_power**2
-    if pairs < 3 or inside < 0:
+    if not pairs or power(pairs, discordant, discordant, level) < POWER:
         return math.inf
-    return math.sqrt(discordant) * (z_level * math.sqrt(pairs) + z_power * math.sqrt(inside)) / (pairs + z_power**2)
+    low, high = 0.0, discordant
+    while high - low > EFFECT_WIDTH:
+        middle = (low + high) / 2
+        low, high = (low, middle) if power(pairs, discordant, middle, level) >= POWER else (middle, high)
+    return high
+
+
+def power(pairs: int, discordant: float, effect: float, level: float) -> float:
+    """The probability that the exact test at `level` finds a rise of `effect`: the number of discordant pairs is binomial, and
+    so is the number of wins among them. Numbers of discordant pairs beyond eight standard deviations are left out."""
+    if discordant <= 0:
+        return 0.0
+    spread = 8 * math.sqrt(pairs * discordant * (1 - discordant)) + 1
+    counts = np.arange(max(0, int(pairs * discordant - spread)), min(pairs, math.ceil(pairs * discordant + spread)) + 1)
+    wins = np.arange(counts[-1] + 1)[None]
+    accepted = np.cumsum(_binomial(counts[:, None], wins, 0.5)[:, ::-1], axis=1)[:, ::-1] <= level
+    found = (_binomial(counts[:, None], wins, (discordant + effect) / (2 * discordant)) * accepted).sum(1)
+    return float(np.dot(_binomial(np.array(pairs), counts, discordant), found))
+
+
+def _binomial(trials: NDArray[np.intp], successes: NDArray[np.intp], chance: float) -> NDArray[np.float64]:
+    """The probability of so many successes; 0 of more than there are trials. The arrays broadcast."""
+    failures = trials - successes
+    if chance >= 1:
+        return (failures == 0).astype(np.float64)
+    factorials = np.cumsum(np.log(np.maximum(np.arange(int(trials.max()) + 1), 1)))
+    ways = factorials[trials] - factorials[np.minimum(successes, trials)] - factorials[np.maximum(failures, 0)]
+    chances = np.exp(ways + successes * math.log(chance) + failures * math.log1p(-chance))
+    return np.where(failures >= 0, chances, 0.0)
 
 
 def decide(evidence: Evidence, served: Standing, candidate: Standing, rules: Rules) -> Decision:
@@ -99,9 +127,13 @@ def decide(evidence: Evidence, served: Standing, candidate: Standing, rules: Rul
     failed = _failures(numbers, served, candidate, rules)
     accuracies = f"fresh pairs {numbers['onpolicy_accuracy']:.3f} -> {numbers['candidate_onpolicy_accuracy']:.3f}"
     original = f"original pairs {served.accuracy:.3f} -> {candidate.accuracy:.3f}"
-    power = f"which find a rise of {numbers['detectable_effect']:.3f} with a power of {POWER:.0%}"
-    test = f"p = {numbers['p_value']:.3g} on {len(evidence.served)} pairs, {power}"
-    reason = f"{accuracies} ({test}), {original}" + "".join(f"; {failure}" for failure in failed)
+    effect = numbers["detectable_effect"]
+    rise = f"a rise of {effect:.3f}" if math.isfinite(effect) else "no rise"
+    test = (
+        f"p = {numbers['p_value']:.3g} on {len(evidence.served)} pairs, which find {rise} with a power of {POWER:.0%}"
+    )
+    remarks = [*failed, *(f"{name} has no R2: its held-out ratings are constant" for name in served.constant)]
+    reason = f"{accuracies} ({test}), {original}" + "".join(f"; {remark}" for remark in remarks)
     finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
     return Decision(not failed, reason, finite)
 

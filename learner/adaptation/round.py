@@ -179,8 +179,10 @@ def _standing(model: GatedRewardModel, features: Features, method: Method) -> St
     gate tier, whose objectives stay as they are, bit for bit."""
     report = held_out.held_out_report(model, features, method.preference)
     rated = [name for k, name in enumerate(model.objectives) if k != method.preference]
-    guarded = rated if method.settings.tier != "gate" else ()
-    return Standing(report["rm/pair_accuracy"], {name: report[f"rm/r2/{name}"] for name in guarded})
+    guarded = rated if method.settings.tier != "gate" else []
+    constant = tuple(name for name in guarded if f"{held_out.CONSTANT}{name}" in report)
+    r2 = {name: report[f"rm/r2/{name}"] for name in guarded if name not in constant}
+    return Standing(report["rm/pair_accuracy"], r2, constant)
 
 
 def _recalibrate(model: GatedRewardModel, unseen: Features, aggregation: Aggregation, method: Method) -> str:

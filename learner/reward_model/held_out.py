@@ -18,11 +18,13 @@ from rewarder.aggregate import debias
 from rewarder.model import GatedRewardModel
 
 NORMAL_95 = 1.959964
+CONSTANT = "rm/constant/"
 
 
 def held_out_report(model: GatedRewardModel, features: Features, preference: int | None) -> dict[str, float]:
     """Pair accuracy of the gated score with its 95 % interval, with a uniform gate, and of the head that pairs train (where
-    there is one); R2 of each objective's ratings."""
+    there is one); R2 of each objective's ratings, NaN where there is none, and CONSTANT + its name where that is because they
+    are all alike."""
     output, pairs = outputs(model, features), features.pairs
     matrix = model.reward_transform_matrix
     uniform = debias(output.scores, matrix).mean(-1)
@@ -36,7 +38,17 @@ def held_out_report(model: GatedRewardModel, features: Features, preference: int
         report["rm/pair_accuracy_preference_head"] = _pair_accuracy(output.scores[:, preference].cpu(), pairs)
     for k, name in enumerate(model.objectives):
         report[f"rm/r2/{name}"] = _r2(output.scores[:, k].cpu(), features.ratings[:, k])
+        if is_constant(features.ratings[:, k]):
+            report[f"{CONSTANT}{name}"] = 1.0
     return report
+
+
+def is_constant(ratings: Tensor) -> bool:
+    """Whether at least two ratings are known and all of them are alike, up to rounding: nothing is there to explain, and R2,
+    whose divisor is their spread, would be any number."""
+    known = ratings[ratings.isfinite()].double()
+    spread = (known - known.mean()).square().sum()
+    return len(known) >= 2 and bool(spread <= 1e-12 * known.square().sum())
 
 
 def baseline_report(model: GatedRewardModel, features: Features) -> dict[str, float]:
@@ -85,7 +97,7 @@ def _pair_accuracy(score: Tensor, pairs: Tensor) -> float:
 
 def _r2(predicted: Tensor, ratings: Tensor) -> float:
     known = ratings.isfinite()
-    if int(known.sum()) < 2:
+    if int(known.sum()) < 2 or is_constant(ratings):
         return math.nan
     target, residual = ratings[known], (ratings - predicted)[known]
     return float(1 - residual.square().sum() / (target - target.mean()).square().sum().clamp_min(1e-12))

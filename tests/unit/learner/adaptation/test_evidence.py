@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from learner.adaptation.evidence import Decision, Evidence, Rules, Standing, decide, detectable_effect, mcnemar
+from learner.adaptation.evidence import Decision, Evidence, Rules, Standing, decide, detectable_effect, mcnemar, power
 
 RULES = Rules(level=0.05, min_pairs=64, guard_accuracy=0.03, guard_r2=0.03)
 SAME = Standing(0.8, {"safe": 0.5, "polite": 0.7})
@@ -58,17 +58,34 @@ def exact_power(pairs: int, discordant: float, effect: float, level: float) -> f
     return float(power)
 
 
-@pytest.mark.parametrize(("pairs", "discordant"), [(128, 0.2), (128, 0.4)])
-def test_the_detectable_effect_is_found_with_about_the_stated_power(pairs: int, discordant: float) -> None:
-    effect = detectable_effect(pairs, discordant, 0.05)
-    assert 0.72 < exact_power(pairs, discordant, effect, 0.05) < 0.82
+@pytest.mark.parametrize(("pairs", "discordant", "level"), [(128, 0.2, 0.05), (128, 0.4, 0.05), (40, 0.5, 0.01)])
+def test_the_detectable_effect_is_the_smallest_that_is_found_with_the_stated_power(
+    pairs: int, discordant: float, level: float
+) -> None:
+    effect = detectable_effect(pairs, discordant, level)
+    assert 0.8 <= exact_power(pairs, discordant, effect, level) < 0.803
+    assert exact_power(pairs, discordant, effect - 2e-4, level) < 0.8
 
 
-def test_the_detectable_effect_solves_its_equation() -> None:
-    effect = detectable_effect(512, 0.15, 0.05)
-    right = 1.644854 * math.sqrt(0.15) + 0.841621 * math.sqrt(0.15 - effect**2)
-    assert effect * math.sqrt(512) == pytest.approx(right, rel=1e-5)
-    assert detectable_effect(0, 0.5, 0.05) == math.inf
+@given(st.integers(1, 40), st.floats(0.02, 1), st.floats(0, 1), st.sampled_from([0.01, 0.05, 0.2]))
+def test_the_power_is_that_of_the_exact_test(pairs: int, discordant: float, share: float, level: float) -> None:
+    effect = share * discordant
+    assert power(pairs, discordant, effect, level) == pytest.approx(
+        exact_power(pairs, discordant, effect, level), abs=1e-6
+    )
+
+
+def test_no_rise_is_found_where_even_winning_all_is_not_enough() -> None:
+    """Four wins of four have p = 1/16, five of five 1/32."""
+    assert detectable_effect(4, 1.0, 0.05) == math.inf and detectable_effect(5, 1.0, 0.05) <= 1.0
+    assert detectable_effect(0, 0.5, 0.05) == math.inf and detectable_effect(128, 0.0, 0.05) == math.inf
+    assert "which find no rise with a power of 80%" in decide(evidence(0, 0, 100), SAME, SAME, RULES).reason
+
+
+def test_an_objective_without_a_spread_is_named_and_holds_nothing_up() -> None:
+    both = Standing(0.8, {"safe": 0.5}, constant=("polite",))
+    decision = decide(evidence(40, 5, 100), both, both, RULES)
+    assert decision.accepted and "polite has no R2: its held-out ratings are constant" in decision.reason
 
 
 def test_a_level_of_one_switches_the_test_off_and_leaves_the_guards() -> None:
@@ -115,7 +132,7 @@ def test_a_good_candidate_is_accepted_with_its_numbers() -> None:
     assert decision.numbers["candidate_onpolicy_accuracy"] == 90 / 128
     assert decision.numbers["p_value"] == pytest.approx(binom.sf(29, 40, 0.5))
     assert "fresh pairs 0.547 -> 0.703" in decision.reason
-    assert "on 128 pairs, which find a rise of 0.122 with a power of 80%" in decision.reason
+    assert "on 128 pairs, which find a rise of 0.127 with a power of 80%" in decision.reason
 
 
 @pytest.mark.parametrize(

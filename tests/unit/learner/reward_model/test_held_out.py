@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common.metrics import StepLog
 from common.types import Message
 from driver.report.measures import format_accuracy, summary_without_judge
 from learner.reward_model.data import Pair, PromptSet
-from learner.reward_model.held_out import length_accuracy, wilson_interval
+from learner.reward_model.held_out import _r2, is_constant, length_accuracy, wilson_interval
 from rewarder.scoring import Rendered
 
 
@@ -76,3 +79,21 @@ def test_a_run_without_a_judge_has_a_summary(tmp_path: Path) -> None:
         "KL to the SFT policy: 0.100 at step 1, 0.200 at step 2 (nats per response)",
         "response length: 21.000 at step 1, 22.000 at step 2 (tokens)",
     ]
+
+
+@given(st.sampled_from([0.0, 1.0, 0.7, -3.3, 4e5]), st.integers(2, 50), st.integers(0, 5))
+def test_ratings_that_are_all_alike_have_no_r2(rating: float, known: int, missing: int) -> None:
+    """The divisor is their spread, which is nothing but rounding: R2 was -1.8e12."""
+    ratings = torch.tensor([rating] * known + [math.nan] * missing)
+    predicted = torch.linspace(0, 1, len(ratings))
+    assert is_constant(ratings) and math.isnan(_r2(predicted, ratings))
+
+
+def test_few_or_spread_ratings_are_not_constant() -> None:
+    for ratings in ([], [0.5], [math.nan, 0.5]):
+        assert not is_constant(torch.tensor(ratings)) and math.isnan(
+            _r2(torch.zeros(len(ratings)), torch.tensor(ratings))
+        )
+    ratings = torch.tensor([0.5, 0.5, 0.51])
+    assert not is_constant(ratings) and _r2(ratings, ratings) == 1.0
+    assert _r2(torch.full((2,), 0.5), torch.tensor([0.0, 1.0])) == 0.0
