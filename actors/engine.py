@@ -82,7 +82,8 @@ class VllmEngine:
         """Loads one published version from its safetensors shards, held in memory until the reload is done. What is in flight
         waits, and goes on under the new weights; if loading fails the engine stays paused.
 
-        Raises WeightsError if the published names are not those of the model (vLLM would only warn about a missing one).
+        Raises WeightsError for a published name that the model's files lack, and, once vLLM has loaded by its own rules, for a
+        parameter that no published tensor set (vLLM would only warn, and the engine would sample with an old weight).
         """
         self._check_names(names)
         self._loads += 1
@@ -90,7 +91,9 @@ class VllmEngine:
         directory.mkdir(parents=True)
         _write_version(directory, shards, self._model)
         await self._llm.pause_generation(mode="keep", clear_cache=False)
-        await self._llm.collective_rpc("load_version", args=(str(directory),))
+        unset: list[list[str]] = await self._llm.collective_rpc("load_version", args=(str(directory),))
+        if missing := sorted({name for names in unset for name in names}):
+            raise WeightsError(f"published weights set none of {len(missing)} parameters in vLLM, first {missing[0]}")
         await self._llm.update_weight_version(str(version))
         await self._llm.resume_generation()
         shutil.rmtree(directory)
@@ -150,10 +153,7 @@ class VllmEngine:
         )
 
     def _check_names(self, names: Sequence[str]) -> None:
-        expected = set(tensor_names(self._model))
-        if missing := sorted(expected - set(names)):
-            raise WeightsError(f"published weights lack {len(missing)} of the model's tensors, first {missing[0]}")
-        if extra := sorted(set(names) - expected):
+        if extra := sorted(set(names) - set(tensor_names(self._model))):
             raise WeightsError(f"published weights have {len(extra)} tensors that the model lacks, first {extra[0]}")
 
 

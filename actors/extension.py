@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,10 +25,33 @@ class WorkerExtension:
 
     model_runner: GPUModelRunner
 
-    def load_version(self, directory: str) -> None:
-        """Replaces the weights by those of `directory` (Hugging Face layout, safetensors)."""
-        self.model_runner.reload_weights(weights_path=directory)
-        repack_lm_head(self.model_runner.get_model())
+    def load_version(self, directory: str) -> list[str]:
+        """Replaces the weights by those of `directory` (Hugging Face layout, safetensors). Returns the names of the model's
+        parameters that vLLM's loading rules found no tensor for, sorted: they hold what they held before."""
+        model = self.model_runner.get_model()
+        with recorded_loads(model) as loaded:
+            self.model_runner.reload_weights(weights_path=directory)
+        repack_lm_head(model)
+        return sorted({name for name, _ in model.named_parameters()} - loaded)
+
+
+@contextmanager
+def recorded_loads(model: torch.nn.Module) -> Iterator[set[str]]:
+    """The names of the parameters that the model's `load_weights` sets meanwhile. vLLM only logs a warning about the others
+    (0.32); delete when reload_weights raises or returns them."""
+    load, loaded = model.load_weights, set[str]()
+    assert callable(load), "vLLM's models have load_weights"
+
+    def record(weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        names = load(weights)
+        loaded.update(names)
+        return names
+
+    model.load_weights = record  # type: ignore[assignment]
+    try:
+        yield loaded
+    finally:
+        del model.load_weights
 
 
 def repack_lm_head(model: torch.nn.Module) -> None:

@@ -21,6 +21,7 @@ from common.config.config import Config, LearnerConfig
 from common.data.data import read_demonstrations, read_pairs
 from common.data.label_sources import LabelFiles
 from common.later import Later
+from common.models import local_directory
 from common.queue.address import QueueAddress
 from common.queue.ledger import BatchAssembler, Ledger
 from common.queue.queue import Queue
@@ -31,7 +32,7 @@ from learner.policy.source import revision_of, tokenizer_of
 from learner.policy.step_metrics import check_staleness, explained_sample, group_metrics
 from learner.policy.train import PolicyStep
 from learner.policy.transform_metrics import transform_metrics
-from learner.policy.weights import probe_logprobs, to_shards
+from learner.policy.weights import check_publishable, kept_tensors, probe_logprobs, to_shards
 from learner.ranks.engine import Engine, freeze, init_process_group
 from learner.ranks.own_host import own_host
 from learner.ranks.progress import Watched
@@ -114,7 +115,9 @@ class LearnerWorker(Watched):
     def load_anchor(self, anchor: str) -> None:
         """Loads the frozen reference policy; `probe` can answer for it from here on."""
         if self._anchor != anchor:
-            self._reference.set(freeze(self._causal_lm(anchor), self._learner.zero_stage, self._device.value))
+            module = self._causal_lm(anchor)
+            check_publishable(module, local_directory(anchor, revision_of(anchor, self._config.policy)))
+            self._reference.set(freeze(module, self._learner.zero_stage, self._device.value))
             self._anchor = anchor
 
     def start_policy(self, anchor: str, queue: QueueAddress, checkpoint: str | None) -> None:
@@ -170,7 +173,12 @@ class LearnerWorker(Watched):
 
     def weights(self) -> tuple[list[bytes], list[str]]:
         """The policy's weights as safetensors shards in the engines' dtype, with the tensors' names; empty on rank > 0."""
-        return to_shards(self._engine.value.full_parameters(), DTYPES[self._config.policy.dtype], keep=self._rank == 0)
+        return to_shards(
+            self._module.value,
+            self._engine.value.full_parameters(),
+            DTYPES[self._config.policy.dtype],
+            keep=self._rank == 0,
+        )
 
     def probe(self, token_ids: IntArray, anchor: bool) -> FloatArray:
         """Log-probs of the probe sequence under the policy, or under the anchor; [T-1] float32."""
@@ -226,17 +234,11 @@ class LearnerWorker(Watched):
     def _write_model(
         self, engine: Engine, module: PreTrainedModel, tokenizer: Any, directory: Path, dtype: torch.dtype
     ) -> None:
-        shards = dict(_copied(engine, dtype, keep=self._rank == 0))
+        tensors = kept_tensors(module, engine.full_parameters(), dtype, keep=self._rank == 0)
         if self._rank == 0:
             module.config.dtype = dtype
-            module.save_pretrained(directory, state_dict=shards)
+            module.save_pretrained(directory, state_dict=tensors)
             tokenizer.save_pretrained(directory)
 
     def _term_names(self) -> list[str]:
         return term_names(asdict(self._config.aggregation), self._config.rewarder.objectives)
-
-
-def _copied(engine: Engine, dtype: torch.dtype, keep: bool):
-    for name, parameter in engine.full_parameters():
-        if keep:
-            yield name, parameter.to("cpu", dtype, copy=True)

@@ -40,6 +40,12 @@ def tiny_policy(directory: Path, seed: int, tied: bool = True) -> LlamaForCausal
     )
     model = LlamaForCausalLM(config)
     model.save_pretrained(directory)
+    save_tokenizer(directory)
+    return model.eval()
+
+
+def save_tokenizer(directory: Path) -> None:
+    """A tokenizer of whole words with a chat template, for a model of 64 tokens."""
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(SPECIAL + WORDS)}, unk_token="<pad>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
     tokenizer = PreTrainedTokenizerFast(
@@ -47,7 +53,6 @@ def tiny_policy(directory: Path, seed: int, tied: bool = True) -> LlamaForCausal
     )
     tokenizer.add_special_tokens({"additional_special_tokens": ["<user>", "<assistant>"]})
     tokenizer.save_pretrained(directory)
-    return model.eval()
 
 
 def tiny_run(directory: Path) -> Config:
