@@ -66,8 +66,8 @@ class Publisher:
             raise RoleError(
                 f"actor-{int(np.argmax(differences))} holds other weights than version {version}: log-probs of the probe "
                 f"differ by {worst:.3g}, actors.sync_tolerance is {self._tolerance:g}, and loading again did not help. "
-                "The engine is not allowed to sample. With a bfloat16 engine a larger model may need a larger tolerance; a mixture "
-                "of experts cannot be reloaded by vLLM on a CPU (docs/limits.md)."
+                "The engine is not allowed to sample. With a bfloat16 engine a larger model may need a larger tolerance; a "
+                "mixture of experts cannot be reloaded by vLLM on a CPU (docs/limits.md)."
             )
         step_size = None if self._before is None else float(np.abs(expected - self._before).max())
         self._before = expected

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.models import tensor_names
 from learner.policy.weights import check_publishable, kept_tensors, to_shards
+from rewarder.model import GatedRewardModel
 from tests.integration.families import EXPERTS, FAMILIES, STORED_HEAD, store_head, tiny_family
 
 FUSED = "model.layers.0.mlp.experts.gate_up_proj"
@@ -100,3 +101,14 @@ def test_rotary_frequencies_of_old_files_are_no_reason_to_refuse(tmp_path: Path)
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(16)
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     check_publishable(loaded(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("family", [*EXPERTS, STORED_HEAD])
+def test_a_reward_model_on_such_a_policy_loads_as_it_was_saved(family: str, tmp_path: Path) -> None:
+    tiny_family(family, tmp_path / "policy")
+    made = GatedRewardModel.from_policy(tmp_path / "policy", ["a", "b"], 8, 1, 1.0, 1.0, seed=0).eval()
+    made.save(tmp_path / "rm", AutoTokenizer.from_pretrained(tmp_path / "policy"))
+    again = GatedRewardModel.load(tmp_path / "rm", "float32")
+    ids = torch.tensor([[1, 9, 33, 4]])
+    row = ids, torch.ones_like(ids), torch.tensor([1]), torch.tensor([3])
+    assert torch.equal(again(*row).scores, made(*row).scores)
