@@ -28,11 +28,12 @@ from common.queue.queue import Queue
 from common.types import FloatArray, IntArray, ScoredGroup
 from learner.adaptation.ocrm import log_ratios
 from learner.policy import sft
+from learner.policy.file_layout import check_publishable, kept_tensors, published_shards
 from learner.policy.source import revision_of, tokenizer_of
 from learner.policy.step_metrics import check_staleness, explained_sample, group_metrics
 from learner.policy.train import PolicyStep
 from learner.policy.transform_metrics import transform_metrics
-from learner.policy.weights import check_publishable, kept_tensors, probe_logprobs, to_shards
+from learner.policy.weights import probe_logprobs
 from learner.ranks.engine import Engine, freeze, init_process_group
 from learner.ranks.own_host import own_host
 from learner.ranks.progress import Watched
@@ -173,7 +174,7 @@ class LearnerWorker(Watched):
 
     def weights(self) -> tuple[list[bytes], list[str]]:
         """The policy's weights as safetensors shards in the engines' dtype, with the tensors' names; empty on rank > 0."""
-        return to_shards(
+        return published_shards(
             self._module.value,
             self._engine.value.full_parameters(),
             DTYPES[self._config.policy.dtype],

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 from actors.engine import VllmEngine, WeightsError
 from common.config.file import load_config
 from common.models import tensor_names
-from learner.policy.weights import probe_logprobs, to_shards
+from learner.policy.file_layout import published_shards
+from learner.policy.weights import probe_logprobs
 from tests.integration.families import EXPERTS, FAMILIES, tiny_family
 
 ROOT = Path(__file__).parent.parent.parent
@@ -52,7 +53,7 @@ async def published(directory: Path, module: Any, shm: Path) -> tuple[np.ndarray
     files = [file.read_bytes() for file in sorted(directory.glob("*.safetensors"))]
     await engine.load_weights(0, files, tensor_names(directory))
     before = await engine.probe(PROBE)
-    shards, names = to_shards(module, module.named_parameters(), torch.float32, keep=True)
+    shards, names = published_shards(module, module.named_parameters(), torch.float32, keep=True)
     await engine.load_weights(1, shards, names)
     after = await engine.probe(PROBE)
     lacking = {name: tensor for shard in shards for name, tensor in load(shard).items() if "norm" not in name}

@@ -12,7 +12,7 @@ from safetensors.torch import load, load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.models import tensor_names
-from learner.policy.weights import check_publishable, kept_tensors, to_shards
+from learner.policy.file_layout import check_publishable, kept_tensors, published_shards
 from rewarder.model import GatedRewardModel
 from tests.integration.families import EXPERTS, FAMILIES, STORED_HEAD, store_head, tiny_family
 
@@ -24,7 +24,7 @@ def loaded(directory: Path) -> Any:
 
 
 def published(module: Any, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    shards, names = to_shards(module, module.named_parameters(), dtype, keep=True)
+    shards, names = published_shards(module, module.named_parameters(), dtype, keep=True)
     tensors = {name: tensor for shard in shards for name, tensor in load(shard).items()}
     assert sorted(tensors) == sorted(names)
     return tensors
@@ -66,7 +66,7 @@ def test_a_rank_that_keeps_nothing_still_walks_every_parameter(tmp_path: Path) -
             walked.append(name)
             yield name, parameter
 
-    assert to_shards(module, parameters(), torch.bfloat16, keep=False) == ([], [])
+    assert published_shards(module, parameters(), torch.bfloat16, keep=False) == ([], [])
     assert walked == [name for name, _ in module.named_parameters()]
     assert all(tensor.dtype == torch.bfloat16 for tensor in published(module, torch.bfloat16).values())
 
