@@ -37,6 +37,7 @@ def write_json(path: Path, value: object) -> None:
 def write_reward_model(directory: Path) -> None:
     report = {"rm/pair_accuracy": 0.711, "rm/pair_accuracy_uniform_gate": 0.722, "rm/held_out_pairs": 120.0}
     r2 = {f"rm/r2/{name}": value for name, value in zip(NAMES, (0.533, 0.125, math.nan), strict=True)}
+    r2[f"rm/constant/{NAMES[2]}"] = 1.0
     fit = {"nll": 0.512, "nll_at_one": 0.634, "brier": 0.21, "brier_at_one": 0.25, "ece": 0.0512, "num_pairs": 60}
     calibration = {"temperatures": [1.25, 0.375], "reports": [fit, fit]}
     write_json(directory / "report.json", {"report": report | r2, "calibration": calibration, "held_out_prompts": 77})
@@ -112,7 +113,7 @@ def test_the_reward_model_names_its_objectives_in_order_and_reports_what_was_hel
     rows = re.findall(r"^\| (\d) \| (.*) \| (.*) \| (.*) \|$", text, re.MULTILINE)
     assert [row[1:] for row in rows] == [
         *[("helpful", "quality", "0.533"), ("harmless", "safety", "0.125")],
-        ("long\\|odd name", "", "\N{EN DASH}"),
+        ("long\\|odd name", "", "constant"),
     ]
     assert "| pair accuracy | 0.711 |" in text and "| held-out prompts | 77 |" in text
     assert "| quality | 1.25 | 0.512 | 0.634 | 0.210 | 0.0512 | 60 |" in text

@@ -105,7 +105,7 @@ def write_gold(run: Path, golds: tuple[float, float, float]) -> None:
 def write_reward_model(run: Path) -> None:
     report = {"rm/pair_accuracy": 0.711, "rm/pair_accuracy_uniform_gate": 0.622, "rm/held_out_pairs": 120.0}
     report |= {"rm/pair_accuracy_low": 0.624, "rm/pair_accuracy_high": 0.785, "rm/pair_accuracy_length": 0.555}
-    r2 = {"rm/r2/helpful": 0.533, "rm/r2/harmless": math.nan}
+    r2 = {"rm/r2/helpful": 0.533, "rm/r2/harmless": math.nan, "rm/constant/harmless": 1.0}
     fit = {"nll": 0.5, "nll_at_one": 0.6, "brier": 0.2, "brier_at_one": 0.25, "ece": 0.0512, "num_pairs": 60}
     calibration = {"temperatures": [1.25, 0.375], "reports": [fit, fit]}
     record = {"report": report | r2, "calibration": calibration, "held_out_prompts": 77}

@@ -87,7 +87,17 @@ def test_every_section_is_there_in_order(run: Path) -> None:
 
 def test_numbers_of_the_reward_model_and_the_ledger(run: Path) -> None:
     page = report(run)
-    for text in ("0.711 [0.624, 0.785]", "0.555", "0.622", "0.533", "1.25", "0.375", "0.0512", "<b>77</b>"):
+    for text in (
+        "0.711 [0.624, 0.785]",
+        "0.555",
+        "0.622",
+        "0.533",
+        "1.25",
+        "0.375",
+        "0.0512",
+        "<b>77</b>",
+        ">constant<",
+    ):
         assert text in page
     assert "46 trained, 2 dropped" in page and "1 \N{MULTIPLICATION SIGN} not finite" in page
     assert "1 dead-lettered" in page
