@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
+from common.chat.chat import Chat, chat_of
+from common.chat.template import RenderError, Tokenizer
 from common.data.data import PromptRow
-from common.types import IntArray, Message, Prompt
+from common.types import IntArray, Prompt
 
 SEED_LIMIT = 2**31 - 10**4  # a response seed plus k < 10^4 still fits in an int32
 
@@ -28,30 +29,13 @@ class SampleRequest:
     seed: int
 
 
-class Tokenizer(Protocol):
-    """What is used here of a Hugging Face tokenizer."""
-
-    @property
-    def chat_template(self) -> str | dict[str, str] | None:
-        """The template that turns messages into text, None where the tokenizer has none."""
-        ...
-
-    def apply_chat_template(self, conversation: list[dict[str, str]], **options: bool) -> Sequence[int]:
-        """The token ids of a conversation."""
-        ...
-
-
 def tokenize_prompts(
     rows: Sequence[PromptRow], tokenizer: Tokenizer, max_prompt_tokens: int, long_prompts: str
 ) -> tuple[list[Prompt], int]:
     """The prompts through the chat template with the response opened, in the order of `rows`, and how many were skipped
     for being longer than max_prompt_tokens. With long_prompts "refuse" the first such prompt is a ValueError."""
-    if not tokenizer.chat_template:
-        raise ValueError(
-            "the tokenizer has no chat template, so prompts cannot be written as the model expects them; "
-            "use a chat model, or put the template of its family in chat_template.jinja in the model directory"
-        )
-    prompts = [_tokenized(row, tokenizer) for row in rows]
+    chat = chat_of(tokenizer)
+    prompts = [_tokenized(row, chat) for row in rows]
     kept = [prompt for prompt in prompts if len(prompt.token_ids) <= max_prompt_tokens]
     skipped = len(prompts) - len(kept)
     if skipped and long_prompts == "refuse":
@@ -106,17 +90,12 @@ def response_seed(run_seed: int, slot: int) -> int:
     return _hash("responses", run_seed, slot) % SEED_LIMIT
 
 
-def _tokenized(row: PromptRow, tokenizer: Tokenizer) -> Prompt:
-    turns = [_as_dict(message) for message in row.messages]
+def _tokenized(row: PromptRow, chat: Chat) -> Prompt:
     try:
-        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
-    except Exception as error:  # a template may raise anything, for a system turn for one; the prompt must be named
-        raise ValueError(f"prompt {row.prompt_id}: the chat template refuses its messages: {error}") from error
+        ids = chat.prompt(row.messages)
+    except RenderError as error:  # the prompt must be named
+        raise RenderError(f"prompt {row.prompt_id}: {error}", error.turn, error.role) from error
     return Prompt(row.prompt_id, row.messages, np.asarray(ids, dtype=np.int32), row.meta)
-
-
-def _as_dict(message: Message) -> dict[str, str]:
-    return {"role": message.role, "content": message.content}
 
 
 def _too_long(prompts: Sequence[Prompt], count: int, limit: int) -> str:

@@ -3,23 +3,24 @@ prompt passes through the backbone once for all its responses.
 
 Owns how a conversation becomes tokens for the reward model; the rewarder's worker scores groups with `score_responses`,
 the learner's reward-model stages and evaluations use `render`, `batches` and `pad_conversations`, or `score_texts`. Rendering
-is by the reward model's own chat template, token level, so it has exactly the BOS that the template has.
+is by the reward model's own chat template (common/chat), token level, so it has exactly the BOS that the template has.
 
 The gate reads the last token of the prompt's rendering (no generation prompt), the heads the last token of the whole;
-both are counted, never searched for, and special tokens spelled out in a response are removed: a policy cannot forge a
-turn.
+both are counted, never searched for, and control tokens spelled out in a text are split into plain pieces: neither a user
+nor a policy can forge a turn.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from common.chat.chat import chat_of
 from common.data.sources import short
 from common.types import Message
 from rewarder.model import GatedRewardModel, RewardOutput
@@ -52,40 +53,14 @@ class Batch(NamedTuple):
     response_end: Tensor
 
 
-def without_special_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """`text` with every spelled-out special token taken out, also those that appear by taking out others."""
-    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special and token.content]
-    before = None
-    while before != text:
-        before = text
-        for content in special:
-            text = text.replace(content, "")
-    return text
-
-
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], response: str) -> Rendered:
     """Prompt `messages` (the last by the user) and `response` as tokens, by the tokenizer's chat template.
 
     prompt_end is the last token of the messages alone without generation prompt: the token that ends the user's turn.
-    Raises ValueError where there is no template, or where the messages render differently once the response follows."""
-    if tokenizer.chat_template is None:
-        raise ValueError(f"tokenizer {tokenizer.name_or_path} has no chat template; save one with the reward model")
-    if not messages or messages[-1].role != "user":
-        raise ValueError(f"a prompt must end with a user message, got roles {[message.role for message in messages]}")
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    turn = {"role": "assistant", "content": without_special_tokens(tokenizer, response)}
-    prompt, ids = _template(tokenizer, turns), _template(tokenizer, [*turns, turn])
-    if ids[: len(prompt)] != prompt or len(ids) == len(prompt):
-        raise ValueError(
-            f"the chat template of {tokenizer.name_or_path} gives a prompt of {len(prompt)} tokens, not a proper "
-            f"prefix of its conversation ({len(ids)} tokens); use a template that leaves earlier turns as they are"
-        )
-    return Rendered(ids, len(prompt) - 1, len(ids) - 1)
-
-
-def _template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> list[int]:
-    ids = tokenizer.apply_chat_template(turns, tokenize=True, add_generation_prompt=False, return_dict=False)
-    return cast(list[int], ids)
+    Raises RenderError (a ValueError) where there is no template, where the template refuses a turn, or where the messages
+    render differently once the response follows."""
+    ids, prompt_end = chat_of(tokenizer).conversation(messages, response)
+    return Rendered(ids, prompt_end, len(ids) - 1)
 
 
 def check_length(rendered: Rendered, max_tokens: int) -> Rendered:

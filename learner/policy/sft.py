@@ -6,12 +6,12 @@ Called by learner/worker.py for stage `sft`; learns the response tokens alone, t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from common.chat.chat import chat_of
 from common.config.config import SftConfig
 from common.data.data import Demonstration
 from learner.ranks.batch import TokenRow, collate, rank_micro_batches
@@ -28,19 +28,9 @@ def demonstration_rows(demonstrations: Sequence[Demonstration], tokenizer: PreTr
 
 
 def _row(demonstration: Demonstration, tokenizer: PreTrainedTokenizerBase) -> TokenRow:
-    turns = [{"role": message.role, "content": message.content} for message in demonstration.messages]
-    response = {"role": "assistant", "content": demonstration.response}
-    prompt = cast(
-        "list[int]", tokenizer.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=False)
-    )
-    whole = cast("list[int]", tokenizer.apply_chat_template([*turns, response], tokenize=True, return_dict=False))
-    if whole[: len(prompt)] != prompt:
-        raise ValueError(
-            f"the chat template of {tokenizer.name_or_path} opens a response in other tokens than it renders one; "
-            "SFT would learn a prompt that sampling never shows. Use a template whose generation prompt is a prefix."
-        )
+    whole, start = chat_of(tokenizer).demonstration(demonstration.messages, demonstration.response)
     ids = np.array(whole, dtype=np.int32)
-    return TokenRow(ids, len(prompt), np.zeros(len(ids) - len(prompt), dtype=np.float32), 0.0)
+    return TokenRow(ids, start, np.zeros(len(ids) - start, dtype=np.float32), 0.0)
 
 
 def train_sft(
