@@ -5,6 +5,9 @@ Owned by actors/worker.py. Holds no state that matters: weights come from the le
 `sample` hands a batch to the scheduler as a whole (paused while it is filled), so that the same requests always meet in the
 same forward passes: float arithmetic depends on the shape of a batch, and a repeated run must be bit-identical.
 
+A response ends with a token of the model's EOS set or with the one that closes an assistant's turn in the chat template,
+which need not be in that set; both are finish_reason "stop".
+
 `sample_in_flight` adds a request to whatever runs, and weights may change under it. The engine is then paused in mode
 keep: nothing is recomputed. Tokens after the update are sampled by the new weights over the keys and values that the old
 ones left for the positions before (the field's practice for in-flight updates), and their log-probs are recorded as
@@ -31,6 +34,7 @@ from vllm.v1.engine.output_processor import RequestOutputCollector
 
 from actors.engine_process import EngineContext, is_forked, start_server
 from actors.prompts import SampleRequest
+from common.chat.chat import chat_of
 from common.config.config import ActorsConfig, PolicyConfig
 from common.models import local_directory, tensor_names
 from common.types import FloatArray, IntArray, Rollout
@@ -53,6 +57,7 @@ class VllmEngine:
         self._in_flight: set[str] = set()
         model = str(local_directory(model, policy.revision))
         self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
+        self._turn_end = chat_of(self._tokenizer).turn_end()
         self._llm = AsyncLLM.from_engine_args(_engine_args(model, policy, actors, max_prompt_tokens))
         self._model = Path(model)
 
@@ -126,6 +131,7 @@ class VllmEngine:
             max_tokens=self._actors.max_response_tokens,
             temperature=self._actors.temperature,
             top_p=self._actors.top_p,
+            stop_token_ids=[] if self._turn_end is None else [self._turn_end],
             logprobs=0,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -142,7 +148,9 @@ class VllmEngine:
         assert completion.weight_versions is not None, "every step's tokens are stamped with the version in place"
         rows: list[dict[int, Logprob]] = [row for row in completion.logprobs if row]
         logprobs = [row[token].logprob for row, token in zip(rows, token_ids.tolist(), strict=True)]
-        text = self._tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
+        ids = token_ids.tolist()
+        said = ids[:-1] if ids and ids[-1] == self._turn_end else ids  # the end of a turn may be no special token
+        text = self._tokenizer.decode(said, skip_special_tokens=True)
         assert isinstance(text, str)
         return Rollout(
             response=text,

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from common.chat.chat import chat_of
+from common.chat.template import RenderError
 from common.data.sources import short
 from common.types import Message
 from rewarder.model import GatedRewardModel, RewardOutput
@@ -59,8 +60,16 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], resp
     prompt_end is the last token of the messages alone without generation prompt: the token that ends the user's turn.
     Raises RenderError (a ValueError) where there is no template, where the template refuses a turn, or where the messages
     render differently once the response follows."""
-    ids, prompt_end = chat_of(tokenizer).conversation(messages, response)
-    return Rendered(ids, prompt_end, len(ids) - 1)
+    return render_all(tokenizer, [(messages, response)])[0]
+
+
+def render_all(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> list[Rendered]:
+    """`render` of each; a prompt is rendered once for all its responses. Raises the first RenderError."""
+    found = chat_of(tokenizer).conversations(conversations)
+    for item in found:
+        if isinstance(item, RenderError):
+            raise item
+    return [Rendered(*item, len(item.ids) - 1) for item in found if not isinstance(item, RenderError)]
 
 
 def check_length(rendered: Rendered, max_tokens: int) -> Rendered:
@@ -124,7 +133,8 @@ def score_responses(
     ValueError for a value that is not finite."""
     if not responses:
         raise ValueError("score_responses got no responses; want at least one")
-    rendered = [check_length(render(tokenizer, messages, response), max_tokens) for response in responses]
+    conversations = [(messages, response) for response in responses]
+    rendered = [check_length(item, max_tokens) for item in render_all(tokenizer, conversations)]
     # A recurrent backbone has no keys and values to hand on.
     share = len(rendered) > 1 and rendered[0].prompt_end >= SHARED_PROMPT_TOKENS and not model.backbone._is_stateful
     output = model.heads(*(states_on_prompt if share else states_of_group)(model, rendered, batch_tokens))
@@ -186,7 +196,7 @@ def score_texts(
 
     batch_tokens bounds the padded tokens of a forward pass. Raises ConversationTooLong, and ValueError for a value that is
     not finite."""
-    rendered = [check_length(render(tokenizer, messages, response), max_tokens) for messages, response in conversations]
+    rendered = [check_length(item, max_tokens) for item in render_all(tokenizer, conversations)]
     scores = torch.zeros(len(rendered), len(model.objectives))
     gates = torch.zeros_like(scores)
     for batch in batches([len(r.ids) for r in rendered], batch_tokens):

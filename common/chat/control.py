@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from common.chat.template import RenderError, Tokenizer
 from common.types import Message
@@ -22,6 +23,13 @@ BRACKETED = re.compile(
     r"<[^<>\s]+>|\[[^\[\]\s]+\]"
 )  # a markup word that may be in the vocabulary without being declared
 NEVER = re.compile(r"(?!)")
+
+
+class Written(NamedTuple):
+    """A rendered text, and what each private character in it stands for."""
+
+    text: str
+    marks: tuple[tuple[str, str], ...] = ()
 
 
 class Control:
@@ -41,6 +49,7 @@ class Control:
         }  # a response may hold the marks of thoughts, which the policy samples
         self._pattern = _any_of(everywhere)
         self._separator = self._separators(turns | everywhere)
+        self._marks = {content: chr(FIRST_PRIVATE + index) for index, content in enumerate(sorted(everywhere))}
         unknown = self._unknown_ids()
         self._turn_ids = {vocabulary[content] for content in turns if content in vocabulary} - unknown
         self._all_ids = {vocabulary[content] for content in everywhere if content in vocabulary} - unknown
@@ -50,32 +59,64 @@ class Control:
         """Finds the control tokens in a piece of markup."""
         return self._pattern
 
-    def hide(self, messages: Sequence[Message]) -> tuple[list[Message], dict[str, str]]:
+    def hide(self, messages: Sequence[Message]) -> tuple[list[Message], tuple[tuple[str, str], ...]]:
         """The messages with each spelled control token behind a private character, and what each character hides."""
         spelled = {match for message in messages for match in self._spelled(message)}
         if not spelled:
-            return list(messages), {}
-        taken = set().union(*(message.content for message in messages))
-        free = (c for c in map(chr, range(FIRST_PRIVATE, LAST_PRIVATE)) if c not in taken)
-        marks = dict(zip(sorted(spelled), free, strict=False))
-        hidden = [Message(m.role, self._of(m).sub(lambda found: marks[found.group()], m.content)) for m in messages]
-        return hidden, {mark: content for content, mark in marks.items()}
+            return list(messages), ()
+        if any(mark in message.content for message in messages for mark in self._marks.values()):
+            raise RenderError(
+                f"a text spells the control token {sorted(spelled)[0]} and has characters from U+{FIRST_PRIVATE:X} on, which "
+                "stand for such tokens here; take out either"
+            )
+        hidden = [
+            Message(m.role, self._of(m).sub(lambda found: self._marks[found.group()], m.content)) for m in messages
+        ]
+        return hidden, tuple((self._marks[content], content) for content in sorted(spelled))
 
-    def encode(self, text: str, hidden: dict[str, str]) -> list[int]:
-        """Token ids of a rendered text, in which each character of `hidden` stands for plain text. Raises RenderError where the
+    def encode(self, written: Written) -> list[int]:
+        """Token ids of a rendered text, in which each marked character stands for plain text. Raises RenderError where the
         tokenizer has no other way to write such a text than by a control token."""
+        text, hidden = written.text, dict(written.marks)
         marks = _any_of(hidden)
         if not marks.search(text):
             return self._checked(text, self._ids_of(text))
         ids: list[int] = []
         clean = ""
-        for piece in self._pieces(text):
+        for piece in self._separator.split(text):
             if marks.search(piece):
                 ids += self._ids_of(clean) + self._plain(piece, hidden, marks)
                 clean = ""
             else:
                 clean += piece
         return ids + self._ids_of(clean)
+
+    def encode_all(self, texts: Iterable[Written]) -> dict[Written, list[int] | RenderError]:
+        """Each different text once, those without marks in one batch; the error where one cannot be encoded."""
+        different = list(dict.fromkeys(texts))
+        batch = [written for written in different if not written.marks]
+        try:
+            ids = (
+                self._tokenizer([written.text for written in batch], add_special_tokens=False)["input_ids"]
+                if batch
+                else []
+            )
+        except Exception:  # one text that cannot be written fails the batch: each by itself says which
+            ids, batch = [], []
+        known = {written: self._checked_or_why(written.text, row) for written, row in zip(batch, ids, strict=True)}
+        return {written: known[written] if written in known else self._encoded_or_why(written) for written in different}
+
+    def _encoded_or_why(self, written: Written) -> list[int] | RenderError:
+        try:
+            return self.encode(written)
+        except RenderError as error:
+            return error
+
+    def _checked_or_why(self, text: str, ids: list[int]) -> list[int] | RenderError:
+        try:
+            return self._checked(text, ids)
+        except RenderError as error:
+            return error
 
     def _spelled(self, message: Message) -> list[str]:
         return self._of(message).findall(message.content)
@@ -96,9 +137,6 @@ class Control:
             before, after = (token is not None and token.lstrip, token is not None and token.rstrip)
             parts.append(("\\s*" if before else "") + re.escape(content) + ("\\s*" if after else ""))
         return re.compile(f"({'|'.join(parts)})") if parts else re.compile("((?!))")
-
-    def _pieces(self, text: str) -> list[str]:
-        return self._separator.split(text)
 
     def _plain(self, piece: str, hidden: dict[str, str], marks: re.Pattern[str]) -> list[int]:
         """Ids of a piece between two control tokens of the markup, all of it plain text."""

@@ -12,21 +12,15 @@ from hypothesis import strategies as st
 from actors.prompts import SEED_LIMIT, SlotPrompts, response_seed, shard, tokenize_prompts
 from common.data.data import PromptRow
 from common.types import Message, Prompt
+from tests.unit.templates import tokenizer_of, tokens
 
 SEEDS = st.integers(0, 2**31)
 
 
-class Letters:
-    """One token per character, one for the opened answer; a system turn is refused, as some templates do."""
-
-    def __init__(self, chat_template: str | None = "template") -> None:
-        self.chat_template = chat_template
-
-    def apply_chat_template(self, conversation: list[dict[str, str]], **options: bool) -> Sequence[int]:
-        assert options == {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
-        if conversation[0]["role"] == "system":
-            raise RuntimeError("no system turn, please")
-        return [ord(letter) for turn in conversation for letter in turn["content"]] + [0]
+LETTERS = "{% for m in messages %}{{ m['content'] }}<eot>{% endfor %}{% if add_generation_prompt %}<start>{% endif %}"
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn, please') }}{% endif %}" + LETTERS
+)
 
 
 def row(text: str, role: str = "user") -> PromptRow:
@@ -42,26 +36,30 @@ def ids(items: Sequence[Prompt]) -> list[str]:
 
 
 def test_tokens_come_from_the_chat_template_with_the_answer_opened() -> None:
-    found, skipped = tokenize_prompts([row("ab")], Letters(), 3, "refuse")
-    assert (found[0].token_ids.tolist(), found[0].token_ids.dtype, skipped) == ([97, 98, 0], np.int32, 0)
-    assert found[0].meta == {"kind": "x"} and found[0].messages == (Message("user", "ab"),)
+    tokenizer = tokenizer_of(LETTERS)
+    found, skipped = tokenize_prompts([row("w1 w2")], tokenizer, 4, "refuse")
+    assert tokens(tokenizer, found[0].token_ids.tolist()) == ["w1", "w2", "<eot>", "<start>"]
+    assert (found[0].token_ids.dtype, skipped) == (np.int32, 0)
+    assert found[0].meta == {"kind": "x"} and found[0].messages == (Message("user", "w1 w2"),)
 
 
 def test_long_prompts_are_refused_or_counted() -> None:
-    rows = [row("ab"), row("abc"), row("a")]
-    with pytest.raises(ValueError, match=r"prompt id-abc has 4 tokens.*data.max_prompt_tokens is 3 \(1 of 3"):
-        tokenize_prompts(rows, Letters(), 3, "refuse")
-    found, skipped = tokenize_prompts(rows, Letters(), 3, "skip")
-    assert (ids(found), skipped) == (["id-ab", "id-a"], 1)
+    rows, tokenizer = [row("w1 w2"), row("w1 w2 w3"), row("w1")], tokenizer_of(LETTERS)
+    with pytest.raises(ValueError, match=r"prompt id-w1 w2 w3 has 5 tokens.*data.max_prompt_tokens is 4 \(1 of 3"):
+        tokenize_prompts(rows, tokenizer, 4, "refuse")
+    found, skipped = tokenize_prompts(rows, tokenizer, 4, "skip")
+    assert (ids(found), skipped) == (["id-w1 w2", "id-w1"], 1)
     with pytest.raises(ValueError, match="no prompt is left: all 3"):
-        tokenize_prompts(rows, Letters(), 1, "skip")
+        tokenize_prompts(rows, tokenizer, 1, "skip")
 
 
 def test_templates_that_are_absent_or_refuse() -> None:
     with pytest.raises(ValueError, match="no chat template.*chat_template.jinja"):
-        tokenize_prompts([row("a")], Letters(None), 3, "refuse")
-    with pytest.raises(ValueError, match="prompt id-a: the chat template refuses its messages: no system turn"):
-        tokenize_prompts([row("a", "system")], Letters(), 3, "refuse")
+        tokenize_prompts([row("w1")], tokenizer_of(""), 3, "refuse")
+    with pytest.raises(
+        ValueError, match="prompt id-w1: the chat template of .* refuses turn 1 of 1, role system: no system"
+    ):
+        tokenize_prompts([row("w1", "system")], tokenizer_of(NO_SYSTEM), 3, "refuse")
 
 
 @given(st.integers(1, 60), st.integers(1, 8), SEEDS)

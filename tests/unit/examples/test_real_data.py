@@ -79,8 +79,10 @@ def test_a_conversation_renders_as_turns(tokenizer: PreTrainedTokenizerFast) -> 
     rendered = render(tokenizer, messages, "well <|end|><|user|> then")
     text = str(tokenizer.decode(rendered.ids))
     assert text.startswith("<|bos|><|system|>be kind<|end|><|user|>question 3")
-    assert text.endswith("<|assistant|>well  then<|end|>"), "a response cannot open a turn"
-    assert rendered.prompt_end == len(rendered.ids) - 1 - len(tokenizer.encode("<|assistant|>well  then<|end|>"))
+    assert text.endswith("<|assistant|>well <|end|><|user|> then<|end|>"), "nothing is taken out of a response"
+    assert rendered.ids.count(tokenizer.convert_tokens_to_ids("<|user|>")) == 2, "a response cannot open a turn"
+    answer = str(tokenizer.decode(rendered.ids[rendered.prompt_end + 1 :]))
+    assert answer == "<|assistant|>well <|end|><|user|> then<|end|>"
 
 
 def test_the_policy_is_small_and_repeats(tokenizer: PreTrainedTokenizerFast) -> None:

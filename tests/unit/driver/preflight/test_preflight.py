@@ -75,11 +75,11 @@ def test_prompt_files(check: Check, content: str | None, words: str) -> None:
 
 
 def test_prompts_that_are_too_long(check: Check) -> None:
-    assert "has 3 tokens, chat template included, and data.max_prompt_tokens is 2" in only(
-        check("data.max_prompt_tokens=2")
+    assert "has 4 tokens, chat template included, and data.max_prompt_tokens is 3" in only(
+        check("data.max_prompt_tokens=3")
     )
     Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": f"w{' x' * n}"}) + "\n" for n in range(4)))
-    skipping = ("data.max_prompt_tokens=4", "data.long_prompts=skip", "iteration.num=2")
+    skipping = ("data.max_prompt_tokens=5", "data.long_prompts=skip", "iteration.num=2")
     report = check(*skipping)
     assert report.problems == [] and any("1 of 4 prompts are above" in line for line in report.plan)
 
