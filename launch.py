@@ -72,7 +72,10 @@ def read(arguments: argparse.Namespace) -> tuple[Config, list[str]]:
 
 def preflight(config: Config, stages: list[str], arguments: argparse.Namespace) -> None:
     """Prints the plan; exits with 2 if anything is wrong, with 0 after --check."""
-    report = check(config, stages, arguments.resume)
+    try:
+        report = check(config, stages, arguments.resume)
+    except RunError as error:  # a file that an earlier run wrote is not whole
+        fail(f"1 problem(s):\n- {error}")
     if arguments.check or report.problems:
         say("\n".join(report.plan))
     if report.problems:

@@ -106,7 +106,7 @@ def run_reward_model(run: Run) -> None:
         baseline = beside if run.config.learner.reward_model.baseline else None
         report = run.cluster.learners.reward_model(run.anchor, files, target, baseline)
     say(f"  {format_accuracy(report)}")
-    for line in json.loads((run.directory / "rm" / "version_0" / "report.json").read_text())["calibration_warnings"]:
+    for line in checkpoint.read_json(run.directory / "rm" / "version_0" / "report.json")["calibration_warnings"]:
         say(f"  warning: {line}")
 
 
@@ -220,7 +220,7 @@ def _finished(run: Run, stage: str) -> bool:
     path = run.directory / "stages" / f"{stage}.json"
     if not path.is_file() or not BY_NAME[stage].skippable:
         return False
-    if changed := changed_inputs(json.loads(path.read_text()), _inputs(run, stage)):
+    if changed := changed_inputs(checkpoint.read_json(path), _inputs(run, stage)):
         raise StageError(
             f"stage {stage} of {run.directory} was done with another {', '.join(changed)}; "
             "start a run with another run.name, or put back what it was done with"

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from common.chat.chat import chat_of
 from common.config.aggregations import term_names
 from common.config.config import Config, LearnerConfig
 from common.data.data import read_demonstrations, read_pairs
@@ -238,8 +239,17 @@ class LearnerWorker(Watched):
         tensors = kept_tensors(module, engine.full_parameters(), dtype, keep=self._rank == 0)
         if self._rank == 0:
             module.config.dtype = dtype
+            _end_turns(module, tokenizer)
             module.save_pretrained(directory, state_dict=tensors)
             tokenizer.save_pretrained(directory)
 
     def _term_names(self) -> list[str]:
         return term_names(asdict(self._config.aggregation), self._config.rewarder.objectives)
+
+
+def _end_turns(module: PreTrainedModel, tokenizer: Any) -> None:
+    """Whoever generates with the written model stops where the policy was sampled to: at the end of an assistant's turn too."""
+    known, end = module.generation_config.eos_token_id, chat_of(tokenizer).turn_end()
+    given = [] if known is None else known if isinstance(known, list) else [known]
+    if end is not None and end not in given:
+        module.generation_config.eos_token_id = [*given, end]

@@ -173,7 +173,10 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is missing; a reward model's directory has config.json, safetensors and a tokenizer"
         )
-    values = json.loads(path.read_text())
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no whole JSON file ({error}); download or export the model again") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds a {type(values).__name__}; want an object")
     return values

@@ -133,10 +133,10 @@ class Roles:
         except GetTimeoutError as error:
             raise self._late([name], method, limit_s) from error
         except RayTaskError as error:
-            raise RoleError(f"{name} failed in {method}: {_last_line(error)}{self._dead()}") from error
+            raise RoleError(f"{name} failed in {method}: {reason(error)}{self._dead()}") from error
         except RayActorError as error:
             raise RoleError(
-                f"{name} died during {method}; its log is in {log_dir()}: {_last_line(error)}{self._dead()}"
+                f"{name} died during {method}; its log is in {log_dir()}: {reason(error)}{self._dead()}"
             ) from error
         except RayError as error:
             raise RoleError(f"{name}: Ray could not run {method}: {error}") from error
@@ -244,5 +244,11 @@ def log_dir() -> str:
     return f"{ray.get_runtime_context().get_session_name()} under Ray's temporary directory, logs/"
 
 
-def _last_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[-1].rstrip(".")
+def reason(error: BaseException) -> str:
+    """What a role's error says: its kind and its whole message, without the stack trace that Ray puts before them. A message of
+    several lines keeps them all, as one."""
+    if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        said = " ".join(str(error.cause).split())
+        return f"{type(error.cause).__name__}: {said}".rstrip(".: ")
+    lines = [line for line in str(error).splitlines() if line.strip() and not line[0].isspace()]
+    return " ".join(lines).rstrip(".")

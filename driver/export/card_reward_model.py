@@ -25,6 +25,7 @@ from driver.export.card_parts import (
     table,
     versions,
 )
+from driver.record.checkpoint import read_json
 from driver.report.html import fixed, interval, number
 from driver.report.read import read_reward_model
 from driver.report.records import NAN, RewardModel
@@ -107,7 +108,7 @@ def _weak(report: RewardModel) -> list[tuple[str, float]]:
 
 def _read_decision(path: Path) -> dict[str, Any] | None:
     """Why an adapted version was accepted (driver/rounds/reward_models.py); None for version 0."""
-    return json.loads(path.read_text()) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def _adapted(decision: Mapping[str, Any]) -> str:

@@ -77,7 +77,7 @@ class Export:
             return
         written = _written(self._directory)
         this = {"checkpoint": written["checkpoint"], "push_to_hub": name}
-        if record.is_file() and (before := json.loads(record.read_text())).items() >= this.items():
+        if record.is_file() and (before := checkpoint.read_json(record)).items() >= this.items():
             say(f"  pushed before: {', '.join(before['urls'])}; remove {record} to push again")
             return
         paired = zip(repositories(name), (POLICY, REWARD_MODEL), strict=True)
@@ -163,7 +163,7 @@ def _explained(target: Path, needed: float | None) -> Iterator[None]:
 
 def _written(directory: Path) -> dict[str, Any]:
     path = directory / WRITTEN
-    return json.loads(path.read_text()) if path.is_file() else {"checkpoint": None, "models": []}
+    return checkpoint.read_json(path) if path.is_file() else {"checkpoint": None, "models": []}
 
 
 def _card(model: str, facts: Facts, directory: Path) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from common.config.config import Config
 from common.metrics import StepLog
+from driver.loop.warnings import step_warnings
 from driver.record.gauges import Gauges
 from driver.record.loop_state import LoopState
 from driver.record.progress import say
@@ -49,6 +50,7 @@ class StepRecord:
         self._samples = StepLog(run / "samples.jsonl")
         self._samples.cut(last_step)
         self._sampled = Sampled(0.0, 0.0)
+        self._max_response_tokens = config.actors.max_response_tokens
 
     def start(self, place: Mapping[str, float], gold: float | None, sync_difference: float, rm_version: int) -> None:
         """Writes the line of step 0, which says how the policy is before it is trained."""
@@ -64,6 +66,8 @@ class StepRecord:
         for sample in done.samples:
             self._samples.write(number, sample)
         self._say(number, done)
+        for warning in step_warnings(number, done.metrics, self._max_response_tokens):
+            say(warning)
 
     def _speed(self, sampled: Sampled) -> float:
         """Tokens per busy second of an actor since the step before."""

@@ -20,6 +20,7 @@ from common.data.data import PromptRow, read_demonstrations, read_prompts
 from common.data.sources import DataError, is_hub_name
 from common.data.split import prompt_key
 from common.judge import load_function
+from driver.preflight.chat import understood
 from driver.preflight.findings import Findings, first_line
 
 WHOLE_FILE_BYTES = 50 * 2**20  # a larger file is checked by its first rows
@@ -233,4 +234,4 @@ def _tokenizer(key: str, directory: Path, trust_remote_code: bool, findings: Fin
             "family in chat_template.jinja in that directory"
         )
         return None
-    return tokenizer
+    return tokenizer if understood(key, tokenizer, findings) else None

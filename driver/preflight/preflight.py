@@ -18,18 +18,22 @@ from typing import Any
 from common.config.aggregations import AGGREGATIONS
 from common.config.config import Config
 from common.config.file import ConfigError, SavedConfig, differing_keys, read_saved, shown, to_dict
-from common.config.stages import BY_NAME, COMMANDS
-from common.model_size import Shape, shape_of
+from common.config.stages import BY_NAME, COMMANDS, roles_needed
+from common.model_size import DTYPE_BYTES, Shape, shape_of
 from driver.export.hub import check_push
 from driver.export.stage import is_current
+from driver.preflight.chat import note_turns
 from driver.preflight.commands import check_commands
 from driver.preflight.environment import check_versions, visible_gpus
 from driver.preflight.findings import Findings
 from driver.preflight.inputs import check_data, check_functions, check_model
 from driver.preflight.judge import check_judge
 from driver.preflight.labels import check_labels
+from driver.preflight.limits import check_policy_lengths, check_scoring_lengths
+from driver.preflight.machine import check_machine
 from driver.preflight.models import check_reward_model
 from driver.preflight.placement import (
+    ROLE_STAGES,
     Room,
     check_placement,
     disk_bytes,
@@ -75,7 +79,7 @@ def check(config: Config, stages: list[str], resume: bool) -> Report:
     """Checks everything that the `stages` need. Raises nothing for bad input: it is all in the report."""
     findings = Findings()
     said = _check_run_dir(config, resume, findings)
-    policy, rewarder, tokenizer, rm_tokenizer = _check_models(config, findings)
+    policy, rewarder, tokenizer, rm_tokenizer = _check_models(config, stages, findings)
     check_data(config, stages, tokenizer, findings)
     check_labels(config, stages, rm_tokenizer, findings)
     check_preferences(config, stages, tokenizer, findings)
@@ -87,6 +91,7 @@ def check(config: Config, stages: list[str], resume: bool) -> Report:
         check_redis(config.redis, config.cluster, findings)
     building = [stage for stage in stages if stage != "export" or not is_current(config.run_dir)]  # else it only pushes
     judge = check_judge(config, stages, findings)
+    _check_machine(config, building, _parameters(policy), findings)
     plan = _check_placement(config, building, (policy, rewarder, judge), findings)
     plan += [*_references_cost(config, building), *round_lines(config, building)]
     plan += _check_disk(config, disk_bytes(config, building, _parameters(policy), _parameters(rewarder)), findings)
@@ -96,24 +101,41 @@ def check(config: Config, stages: list[str], resume: bool) -> Report:
     return Report(list(dict.fromkeys(findings.problems)), plan, said)
 
 
-def _check_models(config: Config, findings: Findings) -> tuple[Shape | None, Shape | None, Any, Any]:
+def _check_models(
+    config: Config, stages: Sequence[str], findings: Findings
+) -> tuple[Shape | None, Shape | None, Any, Any]:
     """(the policy's shape, the reward model's, the policy's tokenizer, the reward model's), each None where it is not
     known."""
     policy, rewarder, trust = config.policy, config.rewarder, config.policy.trust_remote_code
     directory, tokenizer = None, None
     if policy.model:
         directory, tokenizer = check_model("policy.model", policy.model, policy.revision, trust, findings)
+    if ROLE_STAGES["actors"] & set(stages):
+        note_turns("policy.model", directory, tokenizer, findings)
+    check_policy_lengths(config, stages, directory, findings)
     shape = shape_of(directory)
-    if not rewarder.model:  # the reward model that stage reward_model trains has the policy's backbone
+    if not rewarder.model:
+        # The reward model that stage reward_model trains has the policy's backbone.
+        check_scoring_lengths("policy.model", config, stages, directory, findings)
         return shape, shape, tokenizer, tokenizer
     directory, rm_tokenizer = check_model("rewarder.model", rewarder.model, rewarder.revision, trust, findings)
     if directory is not None and Path(rewarder.model).is_dir():  # of the Hub's cache some files may be missing
         check_reward_model("rewarder.model", directory, rewarder.objectives, findings)
+    check_scoring_lengths("rewarder.model", config, stages, directory, findings)
     return shape, shape_of(directory), tokenizer, rm_tokenizer
 
 
 def _parameters(shape: Shape | None) -> int | None:
     return None if shape is None else shape.parameters
+
+
+def _check_machine(config: Config, stages: Sequence[str], parameters: int | None, findings: Findings) -> None:
+    """Limits of this machine, where roles run on it."""
+    if not any(set(stages) & users for users in ROLE_STAGES.values()):
+        return
+    local, samples = config.cluster.address is None, ROLE_STAGES["actors"] & set(stages)
+    held = None if parameters is None else parameters * DTYPE_BYTES[config.policy.dtype] * config.actors.num
+    check_machine(findings, local, held if local and samples else None)
 
 
 def _check_placement(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ from common.errors import RunError
 
 MANIFEST = "MANIFEST.json"
 STATE = "driver.json"
+NAME = re.compile(r"step_(0|[1-9]\d*)")
+MEND = "put back what the run wrote there, or remove it so that its stage is run again"
 
 
 class CheckpointError(RunError):
@@ -51,7 +54,13 @@ def commit(aside: Path, final: Path) -> None:
 
 def steps(root: Path) -> list[int]:
     """Steps of the committed checkpoints, ascending."""
-    return sorted(int(path.name.removeprefix("step_")) for path in root.glob("step_*"))
+    return numbered(root, NAME)
+
+
+def numbered(root: Path, name: re.Pattern[str]) -> list[int]:
+    """The numbers of what `root` holds under such a name, ascending; a copy beside it, step_6-old for one, is none of ours."""
+    found = (name.fullmatch(path.name) for path in root.glob("*"))
+    return sorted(int(match[1]) for match in found if match)
 
 
 def newest(root: Path) -> Path | None:
@@ -67,7 +76,7 @@ def verify(path: Path) -> None:
     """Raises CheckpointError unless every file of the manifest is there, unchanged."""
     if not (path / MANIFEST).is_file():
         raise CheckpointError(f"{path}: no {MANIFEST}; it is not a finished checkpoint. Remove it and resume again.")
-    for name, want in json.loads((path / MANIFEST).read_text())["files"].items():
+    for name, want in read_json(path / MANIFEST)["files"].items():
         file = path / name
         if not file.is_file() or _digest(file) != want["sha256"]:
             what = "is missing" if not file.is_file() else "has changed"
@@ -82,8 +91,14 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a checkpoint."""
-    return json.loads(path.read_text())
+    """A JSON object that the run wrote. Raises CheckpointError where the file was cut, emptied or replaced since."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, FileNotFoundError) as error:
+        raise CheckpointError(f"{path} is no whole JSON file ({' '.join(str(error).split())}); {MEND}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds a {type(found).__name__}, wanted an object; {MEND}")
+    return found
 
 
 def _describe(file: Path) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from common.metrics import read_rows
+from driver.record.checkpoint import read_json
 
 CHANCE = 0.5
 CURVES = {  # what is said of a step line, and its unit
@@ -36,7 +36,7 @@ def summary_without_judge(directory: Path) -> list[str]:
     """A line for the reward model that the run trained, and one for each curve from the first to the last step."""
     lines, report = [], directory / "rm" / "version_0" / "report.json"
     if report.is_file():
-        lines.append(f"reward model: {format_accuracy(json.loads(report.read_text())['report'])}")
+        lines.append(f"reward model: {format_accuracy(read_json(report)['report'])}")
     metrics = directory / "metrics.jsonl"
     steps = [row for row in read_rows(metrics) if row["step"] > 0] if metrics.is_file() else []
     for key, (name, unit) in CURVES.items():

@@ -36,6 +36,7 @@ from driver.report.records import (
 )
 
 NORMAL_95 = 1.96
+EVALUATED = re.compile(r"step_(0|[1-9]\d*)\.jsonl")
 PASSWORD = re.compile(r"://[^/@\s]*@")
 
 
@@ -94,7 +95,7 @@ def _golds(run_dir: Path) -> list[Gold]:
     evaluations = run_dir / "evaluations"
     if table := _text(run_dir / "evaluation.json"):
         return [_with_intervals(_gold(row), evaluations) for row in json.loads(table)]
-    steps = sorted(int(path.stem.removeprefix("step_")) for path in evaluations.glob("step_*.jsonl"))
+    steps = checkpoint.numbered(evaluations, EVALUATED)
     return [_judged(step, read_rows(evaluations / f"step_{step}.jsonl")) for step in steps]
 
 
@@ -127,9 +128,9 @@ def _mean(values: Sequence[float]) -> Interval:
 
 def read_reward_model(path: Path, terms: Sequence[str]) -> RewardModel | None:
     """The report of stage reward_model; None where there is none."""
-    if (text := _text(path)) is None:
+    if not path.is_file():
         return None
-    record = json.loads(text)
+    record = checkpoint.read_json(path)
     report, calibration = _numbers(record["report"]), record["calibration"]
     names = [*terms, *(f"term {m}" for m in range(len(terms), len(calibration["temperatures"])))]
     fits = zip(names, calibration["temperatures"], calibration["reports"], strict=False)

@@ -8,6 +8,7 @@ found, also what the killed run had settled there and no checkpoint knows of. Fi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import Any
 
 from common.judge import PairItem
 from common.types import Message
-from driver.record.checkpoint import read_json, write_whole
+from driver.record.checkpoint import numbered, read_json, write_whole
 from learner.adaptation.candidates import Proposal, Samples
+
+NAME = re.compile(r"(0|[1-9]\d*)\.json")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class PendingProposals:
 
     def oldest(self, moment: int) -> Pending | None:
         """The first one that was still waiting when `moment` came; of the moment itself only what an earlier try of it left."""
-        found = [self.of(int(path.stem)) for path in self._directory.glob("*.json") if int(path.stem) <= moment]
+        found = [self.of(found) for found in numbered(self._directory, NAME) if found <= moment]
         waiting = [each for each in found if each and (each.settled_at is None or each.settled_at >= moment)]
         return min(waiting, key=lambda each: each.moment, default=None)
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from common.types import Reward, Rollout, ScoredGroup
 
+SAME_REWARD = 1e-6  # rewards that differ by less are the same but for rounding
+
 
 def group_metrics(
     groups: Sequence[ScoredGroup], objectives: Sequence[str], terms: Sequence[str], policy_version: int
@@ -26,6 +28,7 @@ def group_metrics(
     return {
         "reward/mean": float(values.mean()),
         "reward/group_std": float(values.std(axis=1).mean()),
+        "reward/no_spread_frac": float((np.ptp(values, axis=1) <= SAME_REWARD).mean()),
         "reward/gated_score": float((scores * gates).sum(-1).mean()),
         **{f"reward/{name}": float(scores[:, k].mean()) for k, name in enumerate(objectives)},
         **{f"gate/{name}": float(gates[:, k].mean()) for k, name in enumerate(objectives)},

@@ -77,3 +77,27 @@ def test_a_writer_that_dies_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path) == tmp_path / "step_1"
     write(tmp_path, 2)
     assert checkpoint.newest(tmp_path) == tmp_path / "step_2"
+
+
+def test_foreign_names_beside_checkpoints_are_no_checkpoints(tmp_path: Path) -> None:
+    """Copies, notes and other spellings of a number: none is counted, and none ends a resume or is cleaned away."""
+    foreign = ["step_6-hf", "step_", "step_x", "step_06", "old_step_3", "writing_step_9", "readme.md"]
+    for name in foreign:
+        (tmp_path / name).mkdir()
+    write(tmp_path, 4)
+    assert checkpoint.steps(tmp_path) == [4]
+    assert checkpoint.newest(tmp_path) == tmp_path / "step_4"
+    write(tmp_path, 5), write(tmp_path, 6)
+    assert checkpoint.steps(tmp_path) == [5, 6]
+    assert {path.name for path in tmp_path.iterdir()} >= set(foreign)
+
+
+@pytest.mark.parametrize("text", ["", '{"files": ', "[]", "\x00"])
+def test_a_cut_file_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "written.json").write_text(text)
+    with pytest.raises(checkpoint.CheckpointError, match="written.json .*JSON|written.json holds a list"):
+        checkpoint.read_json(tmp_path / "written.json")
+    path = write(tmp_path, 4)
+    (path / checkpoint.MANIFEST).write_text(text)
+    with pytest.raises(checkpoint.CheckpointError, match="MANIFEST.json"):
+        checkpoint.newest(tmp_path)

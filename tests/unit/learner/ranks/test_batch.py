@@ -70,6 +70,7 @@ def test_group_metrics_by_hand() -> None:
     metrics = group_metrics([scored(0, [1.0, 3.0], version=3), scored(1, [2.0, 2.0], version=4)], ["good"], ["all"], 4)
     assert metrics["reward/mean"] == 2.0
     assert metrics["reward/group_std"] == 0.5
+    assert metrics["reward/no_spread_frac"] == 0.5
     assert metrics["reward/good"] == metrics["reward/term/all"] == 2.0
     assert metrics["gate/good"] == 1.0
     assert metrics["rollout/response_tokens"] == 1.5
