@@ -63,7 +63,8 @@ def test_a_template_that_cannot_be_aligned_is_refused_for_every_role(check: Chec
         for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             (tmp_path / "odd" / file).write_bytes((tmp_path / "other" / file).read_bytes())
     if key == "judge.model":
-        overrides += ["adaptation.enabled=true", "adaptation.method=rating", "judge.compares=model"]
+        Path("pairs.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
+        overrides += ["adaptation.when=iteration", "data.preferences=pairs.jsonl"]
     problems = check(*overrides).problems
     assert any(
         problem.startswith(f"{key}: the chat template of ") and "writes the response 2 times" in problem

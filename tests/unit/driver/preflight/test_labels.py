@@ -125,14 +125,10 @@ FORGETFUL = "{% for m in messages[-3:] %}{{ m['content'] }} {% endfor %}"
 
 def test_a_template_without_a_prompts_end_is_found_before_a_model_is_loaded(check: Check, tmp_path: Path) -> None:
     make_model(tmp_path / "unclosed", template=UNCLOSED)
-    found = only(check("policy.model=unclosed", *TRAINS, "rewarder.preference=a", stages=["collect"]))
-    assert "judge.labeler" in found, "the template does not matter where no reward model is made"
     rated("r.jsonl", [{"a": 0.5, "b": 1.0}] * 40, [f"p{n}" for n in range(40)])
     problem = only(check("policy.model=unclosed", *TRAINS, stages=["reward_model"]))
-    assert problem.startswith(
-        "the reward model's tokenizer: the chat template of unclosed gives a prompt of 3 tokens, not"
-    )
-    assert problem.endswith("use a template that leaves earlier turns as they are")
+    assert problem.startswith("policy.model: the chat template of unclosed ends a prompt with ")
+    assert "so that the end of the prompt cannot be told" in problem
 
 
 def test_the_template_is_tried_on_the_labelled_rows(check: Check, tmp_path: Path) -> None:
