@@ -40,7 +40,8 @@ class Encoded(NamedTuple):
 
 Asked = tuple[Sequence[Message], str]  # turns, the last by the user, and a response
 Aligned = TypeVar("Aligned", Conversation, Demonstration)
-Given, Made = TypeVar("Given"), TypeVar("Made")
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 def chat_of(tokenizer: Tokenizer) -> Chat:
@@ -70,6 +71,7 @@ class Chat:
 
     @property
     def name(self) -> str:
+        """Where the tokenizer comes from, for errors."""
         return self._tokenizer.name_or_path
 
     def turn_end(self) -> int | None:

@@ -26,31 +26,32 @@ class RenderError(ValueError):
         self.turn, self.role = turn, role
 
 
-class AddedToken(Protocol):
-    """What is used here of a token that was added to a tokenizer."""
-
-    content: str
-    special: bool
-    lstrip: bool
-    rstrip: bool
-
-
 class Tokenizer(Protocol):
     """What is used here of a Hugging Face tokenizer."""
 
     name_or_path: str
 
     @property
-    def chat_template(self) -> Any: ...
+    def chat_template(self) -> Any:
+        """The template, or several by name; None or empty where there is none."""
+        ...
 
     @property
-    def added_tokens_decoder(self) -> Mapping[int, Any]: ...
+    def added_tokens_decoder(self) -> Mapping[int, Any]:
+        """Id -> added token (its content, and whether it is special or takes white space with it)."""
+        ...
 
-    def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
+        """The turns as the template writes them."""
+        ...
 
-    def __call__(self, text: Any, **options: Any) -> Any: ...
+    def __call__(self, text: Any, **options: Any) -> Any:
+        """A text, or a list of texts, as token ids under "input_ids"."""
+        ...
 
-    def get_vocab(self) -> Mapping[str, int]: ...
+    def get_vocab(self) -> Mapping[str, int]:
+        """Token -> id, added tokens too."""
+        ...
 
     def __len__(self) -> int: ...
 

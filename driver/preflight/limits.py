@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from common.config.config import Config
+from common.config.stages import roles_needed
 from driver.preflight.findings import Findings
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 STRETCHING = ("linear", "dynamic", "default")  # others leave max_position_embeddings as it is
 LEARNED = ("gpt2", "gpt_neo", "opt", "gpt_bigcode", "biogpt", "openai-gpt")
-SAMPLING = {"collect", "iterate", "evaluate"}
 SCORING = {"preferences", "reward_model", "iterate", "evaluate_rm", "explain"}
 
 
 def check_policy_lengths(config: Config, stages: Sequence[str], directory: Path | None, findings: Findings) -> None:
     """Prompts and responses fit the policy's positions, where a stage samples."""
     prompt, response = config.data.max_prompt_tokens, config.actors.max_response_tokens
-    if directory is None or not SAMPLING & set(stages):
+    if directory is None or "actors" not in roles_needed(stages):
         return
     values = _text_config(directory)
     most = _positions(values)
@@ -61,6 +61,21 @@ def check_scoring_lengths(
     _note_window(key, values, limit, findings)
 
 
+def check_judges_lengths(config: Config, stages: Sequence[str], findings: Findings) -> None:
+    """The same of a judge's model and of a baseline, where their directories are here."""
+    judge, baseline = config.judge, config.evaluate_rm.baseline
+    if "iterate" in stages and judge.compares == "model" and judge.model:
+        check_scoring_lengths("judge.model", config, stages, _here(judge.model), findings)
+    if "evaluate_rm" in stages and baseline:
+        check_scoring_lengths("evaluate_rm.baseline", config, stages, _here(baseline), findings)
+
+
+def _here(name: str) -> Path | None:
+    """The directory of a model; None where it is not here, or has no usable config.json, of which check_model speaks."""
+    directory = Path(name).expanduser()
+    return directory if directory.is_dir() and _text_config(directory) else None
+
+
 def _note_window(key: str, values: dict[str, Any], longest: int, findings: Findings) -> None:
     window = values.get("sliding_window")
     if isinstance(window, int) and values.get("use_sliding_window", True) and longest > window:
@@ -79,8 +94,13 @@ def _note_positions(key: str, most: int | None, limit: int, findings: Findings) 
 
 
 def _text_config(directory: Path) -> dict[str, Any]:
-    """config.json, or the part of it that describes the language model of a multimodal one."""
-    values = json.loads((directory / "config.json").read_bytes())
+    """config.json, or the part of it that describes the language model of a multimodal one; empty where it is not usable."""
+    try:
+        values = json.loads((directory / "config.json").read_bytes())
+    except (OSError, ValueError):  # check_model has named it
+        return {}
+    if not isinstance(values, dict):
+        return {}
     inner = values.get("text_config")
     return inner if isinstance(inner, dict) else values
 

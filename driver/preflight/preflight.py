@@ -29,11 +29,10 @@ from driver.preflight.findings import Findings
 from driver.preflight.inputs import check_data, check_functions, check_model
 from driver.preflight.judge import check_judge
 from driver.preflight.labels import check_labels
-from driver.preflight.limits import check_policy_lengths, check_scoring_lengths
+from driver.preflight.limits import check_judges_lengths, check_policy_lengths, check_scoring_lengths
 from driver.preflight.machine import check_machine
 from driver.preflight.models import check_reward_model
 from driver.preflight.placement import (
-    ROLE_STAGES,
     Room,
     check_placement,
     disk_bytes,
@@ -91,6 +90,7 @@ def check(config: Config, stages: list[str], resume: bool) -> Report:
         check_redis(config.redis, config.cluster, findings)
     building = [stage for stage in stages if stage != "export" or not is_current(config.run_dir)]  # else it only pushes
     judge = check_judge(config, stages, findings)
+    check_judges_lengths(config, stages, findings)
     _check_machine(config, building, _parameters(policy), findings)
     plan = _check_placement(config, building, (policy, rewarder, judge), findings)
     plan += [*_references_cost(config, building), *round_lines(config, building)]
@@ -110,7 +110,7 @@ def _check_models(
     directory, tokenizer = None, None
     if policy.model:
         directory, tokenizer = check_model("policy.model", policy.model, policy.revision, trust, findings)
-    if ROLE_STAGES["actors"] & set(stages):
+    if "actors" in roles_needed(stages):
         note_turns("policy.model", directory, tokenizer, findings)
     check_policy_lengths(config, stages, directory, findings)
     shape = shape_of(directory)
@@ -131,9 +131,9 @@ def _parameters(shape: Shape | None) -> int | None:
 
 def _check_machine(config: Config, stages: Sequence[str], parameters: int | None, findings: Findings) -> None:
     """Limits of this machine, where roles run on it."""
-    if not any(set(stages) & users for users in ROLE_STAGES.values()):
+    if not roles_needed(stages):
         return
-    local, samples = config.cluster.address is None, ROLE_STAGES["actors"] & set(stages)
+    local, samples = config.cluster.address is None, "actors" in roles_needed(stages)
     held = None if parameters is None else parameters * DTYPE_BYTES[config.policy.dtype] * config.actors.num
     check_machine(findings, local, held if local and samples else None)
 

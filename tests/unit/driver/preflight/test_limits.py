@@ -12,9 +12,10 @@ import pytest
 from common.config.file import BASE, load_config
 from driver.preflight import machine
 from driver.preflight.findings import Findings
-from driver.preflight.limits import check_policy_lengths, check_scoring_lengths
+from driver.preflight.limits import check_judges_lengths, check_policy_lengths, check_scoring_lengths
 
-LENGTHS = ("data.max_prompt_tokens=40", "actors.max_response_tokens=100", "rewarder.max_tokens=128", "aggregation.kind=final_score")
+LENGTHS = ("data.max_prompt_tokens=40", "actors.max_response_tokens=100", "rewarder.max_tokens=128")
+KIND = "aggregation.kind=final_score"
 
 
 def found(
@@ -23,7 +24,7 @@ def found(
     """What a check says of a model of 128 positions, changed by `model`."""
     (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 128, **model}))
     findings = Findings()
-    config = load_config(BASE, [*LENGTHS, *overrides])
+    config = load_config(BASE, [KIND, *LENGTHS, *overrides])
     given = ("judge.model",) if check is check_scoring_lengths else ()
     check(*given, config, stages, tmp_path, findings)
     return findings
@@ -63,6 +64,22 @@ def test_what_is_scored_fits_the_model_that_scores(tmp_path: Path) -> None:
     )
     sampled = found(tmp_path, check_scoring_lengths, "rewarder.max_tokens=500")
     assert "prompts and responses may have 140 tokens" in sampled.problems[0]
+
+
+def test_a_judges_positions_are_asked_for_too(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 128}))
+    adapts = (
+        "adaptation.when=iteration",
+        f"judge.model={tmp_path}",
+        "data.preferences=p.jsonl",
+        "data.eval_prompts=e.jsonl",
+    )
+    findings = Findings()
+    check_judges_lengths(load_config(BASE, [KIND, *LENGTHS, *adapts]), ["iterate"], findings)
+    assert findings.notes == [] and findings.problems == []
+    wide = load_config(BASE, [KIND, *LENGTHS, *adapts, "rewarder.max_tokens=500"])
+    check_judges_lengths(wide, ["iterate"], findings)
+    assert findings.problems[0].startswith(f"judge.model: {tmp_path} has 128 positions")
 
 
 def test_a_sliding_window_is_noted(tmp_path: Path) -> None:
