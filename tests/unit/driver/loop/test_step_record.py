@@ -14,7 +14,14 @@ from driver.loop.step_record import Sampled, StepDone, StepRecord, place_of, say
 from driver.record.gauges import Gauges
 from driver.record.loop_state import LoopState
 
-METRICS = {"reward/mean": 0.25, "policy/kl_sequence": 1.5, "policy/entropy": 2.0, "rollout/response_tokens": 12.0}
+METRICS = {
+    "reward/mean": 0.25,
+    "reward/no_spread_frac": 0.0,
+    "policy/kl_sequence": 1.5,
+    "policy/entropy": 2.0,
+    "rollout/response_tokens": 12.0,
+    "rollout/truncated_frac": 0.25,
+}
 NAMES = (
     "aggregation.kind=final_score",
     "rewarder.objectives=[clear]",
@@ -85,3 +92,12 @@ def test_gold_is_said_where_there_is_a_judge(capsys: pytest.CaptureFixture[str])
     say_gold(3, None)
     say_gold(4, 0.5)
     assert capsys.readouterr().out == "  gold after step 4: 0.500\n"
+
+
+def test_a_step_that_teaches_nothing_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = record(tmp_path)
+    written.step(1, done(), Sampled(1.0, 1.0))
+    assert "WARNING" not in capsys.readouterr().out
+    written.step(2, done(**{"rollout/truncated_frac": 1.0, "reward/no_spread_frac": 1.0}), Sampled(2.0, 2.0))
+    said = capsys.readouterr().out
+    assert "WARNING: every response of step 2 was cut" in said and "WARNING: in step 2 all responses" in said
