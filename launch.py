@@ -78,6 +78,8 @@ def preflight(config: Config, stages: list[str], arguments: argparse.Namespace) 
         fail(f"1 problem(s):\n- {error}")
     if arguments.check or report.problems:
         say("\n".join(report.plan))
+    if report.rows:
+        say("\n".join(report.rows))
     if report.problems:
         fail("\n".join([f"{len(report.problems)} problem(s):", *(f"- {problem}" for problem in report.problems)]))
     if arguments.check:

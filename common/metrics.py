@@ -42,6 +42,11 @@ STEP_NAMES = (
 )
 
 
+# What follows reward/ and gate/ in a step line and is no objective's name
+RESERVED = ("mean", "group_std", "gated_score", "saturated_frac", "linear_frac", "all_good")
+RESERVED_KINDS = ("term/", "binding/")
+
+
 def step_names(objectives: Sequence[str]) -> tuple[str, ...]:
     """The names that every step line has, whatever happened in the step."""
     return (*STEP_NAMES, *(f"{kind}/{name}" for name in objectives for kind in ("reward", "gate")))

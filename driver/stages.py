@@ -106,8 +106,9 @@ def run_reward_model(run: Run) -> None:
         baseline = beside if run.config.learner.reward_model.baseline else None
         report = run.cluster.learners.reward_model(run.anchor, files, target, baseline)
     say(f"  {format_accuracy(report)}")
-    for line in checkpoint.read_json(run.directory / "rm" / "version_0" / "report.json")["calibration_warnings"]:
-        say(f"  warning: {line}")
+    record = checkpoint.read_json(run.directory / "rm" / "version_0" / "report.json")
+    for line in (*record["rows"], *(f"warning: {line}" for line in record["calibration_warnings"])):
+        say(f"  {line}")
 
 
 def run_iterate(run: Run) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data.data import read_checked
+from common.data.rows import read_checked
 from common.data.sources import DataError, Fields
 from common.data.strengths import IN_SAMPLE_MEAN, MEAN
 from learner.preferences.strength import Floats, Histogram, histogram
@@ -58,9 +58,9 @@ def draw(path: Path, found: Histogram, num_pairs: int) -> None:
 
 
 def _row(fields: Fields) -> tuple[object, object]:
-    if missing := [key for key in (MEAN, IN_SAMPLE_MEAN) if key not in fields]:
-        raise DataError(f"no {' and no '.join(missing)}; give the pairs.jsonl that stage preferences writes")
-    return fields[MEAN], fields[IN_SAMPLE_MEAN]
+    if MEAN not in fields:
+        raise DataError(f"no {MEAN}; give the pairs.jsonl that stage preferences writes")
+    return fields[MEAN], fields.get(IN_SAMPLE_MEAN)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from common.config.config import Config, DenoisingConfig, RewardTrainingConfig
+from common.metrics import RESERVED, RESERVED_KINDS
 
 
 def wrong_reward_training(config: Config) -> list[str]:
     """One line for each contradiction among learner.reward_model, rewarder and the labels."""
-    names, training, found = config.rewarder.objectives, config.learner.reward_model, []
+    names, training = config.rewarder.objectives, config.learner.reward_model
+    found = _taken_names(names)
     if training.verbosity is not None and training.verbosity not in names:
         found.append(f"learner.reward_model.verbosity is {training.verbosity!r}, which is not in rewarder.objectives")
     if training.stage_1 == "ridge" and config.rewarder.preference is not None:
@@ -24,6 +28,15 @@ def wrong_reward_training(config: Config) -> list[str]:
     if not training.denoising.is_neutral:
         found += _no_pairs_to_denoise(config)
     return found + (_wrong_baseline(config) if training.baseline else [])
+
+
+def _taken_names(objectives: Sequence[str]) -> list[str]:
+    """An objective's mean score is reward/<objective> in a step line, where some names are those of other numbers."""
+    return [
+        f"rewarder.objectives has {name!r}, and reward/{name} is another number of a step line; give the objective another name"
+        for name in objectives
+        if name in RESERVED or name.startswith(RESERVED_KINDS)
+    ]
 
 
 def _wrong_baseline(config: Config) -> list[str]:

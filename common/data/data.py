@@ -7,24 +7,24 @@ Readers wait for the disk only (and for the network where a Hub data set is not 
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar, cast
+from statistics import fmean
 
-from common.data.sources import DataError, Fields, fields_of, raw_rows, short
+from common.data.fields import SIDES, answer_of, is_number, messages_of, response_of
+from common.data.rows import Rows, read_checked
+from common.data.sources import DataError, Fields, short
 from common.types import Message
 
-ROLES = ("system", "user", "assistant")
-SIDES = ("chosen", "rejected")
-PROMPT_KEYS = ("prompt", "context_messages")  # the second is the column of the RLHFlow prompt sets
-MAX_PROBLEMS = 20
-Row = TypeVar("Row")
+MERGED = "merged with the row of the same prompt and response"
+AVERAGED = "ratings are the mean of several raters of one objective"
+REPEATED = "pairs are there more than once, and count as often"
+CONTRADICTED = "pairs are there the other way round too, and both count"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class PreferencePair:
     weight: float = 1.0
 
 
-def read_prompts(source: str | Path, limit: int | None = None) -> list[PromptRow]:
+def read_prompts(source: str | Path, limit: int | None = None) -> Rows[PromptRow]:
     """All rows (or the first `limit`). Raises DataError, also where one id stands for two different prompts."""
     rows = read_checked(source, _prompt_row, limit)
     first: dict[str, tuple[Message, ...]] = {}
@@ -76,20 +76,53 @@ def read_prompts(source: str | Path, limit: int | None = None) -> list[PromptRow
     return rows
 
 
-def read_demonstrations(source: str | Path, limit: int | None = None) -> list[Demonstration]:
+def read_demonstrations(source: str | Path, limit: int | None = None) -> Rows[Demonstration]:
     """All rows (or the first `limit`). Raises DataError."""
-    return read_checked(source, lambda fields: Demonstration(messages_of(fields), text_of(fields, "response")), limit)
+    return read_checked(source, _demonstration, limit)
 
 
-def read_ratings(source: str | Path, limit: int | None = None) -> list[RatedResponse]:
-    """All rows (or the first `limit`); an empty response is allowed, since it can be rated. Raises DataError, also for a rating
-    outside [0, 1]: objectives share one squared error, which a larger scale would have to itself."""
-    return read_checked(source, _rated_response, limit)
+def read_ratings(source: str | Path, limit: int | None = None) -> Rows[RatedResponse]:
+    """All rows (or the first `limit`), those of one prompt and response as one; an empty response is allowed, since it can be
+    rated. Raises DataError, also for a rating outside [0, 1]: objectives share one squared error, which a larger scale would
+    have to itself."""
+    return merged(read_checked(source, _rated_response, limit))
 
 
-def read_pairs(source: str | Path, limit: int | None = None) -> list[PreferencePair]:
+def read_pairs(source: str | Path, limit: int | None = None) -> Rows[PreferencePair]:
     """All rows (or the first `limit`). Raises DataError, also where chosen equals rejected."""
-    return read_checked(source, preference_pair, limit)
+    rows = read_checked(source, preference_pair, limit)
+    seen = Counter((row.messages, row.chosen, row.rejected) for row in rows)
+    rows.notes[REPEATED] += sum(count - 1 for count in seen.values())
+    rows.notes[CONTRADICTED] += sum((messages, rejected, chosen) in seen for messages, chosen, rejected in seen)
+    rows.notes = +rows.notes
+    return rows
+
+
+def merged(rows: Rows[RatedResponse]) -> Rows[RatedResponse]:
+    """The ratings of one prompt and response, which may stand in several rows, in the place of the first of them; where several
+    raters rate one objective, the mean."""
+    together: dict[tuple[tuple[Message, ...], str], list[int]] = {}
+    for index, row in enumerate(rows):
+        together.setdefault((row.messages, row.response), []).append(index)
+    found = Rows[RatedResponse](rows.source, left_out=rows.left_out, notes=rows.notes)
+    for indices in together.values():
+        same = [rows[index] for index in indices]
+        found.append(same[0] if len(same) == 1 else replace(same[0], scores=_mean_scores(same, found.notes)))
+        found.numbers.append(rows.numbers[indices[0]])
+    if len(found) < len(rows):
+        found.left_out[MERGED] += len(rows) - len(found)
+    return found
+
+
+def _mean_scores(rows: Iterable[RatedResponse], notes: Counter[str]) -> dict[str, float | None]:
+    """Objective -> the mean of its ratings, None where there is none; counts those of several raters."""
+    given: dict[str, list[float]] = {}
+    for row in rows:
+        for name, score in row.scores.items():
+            given.setdefault(name, []).extend([] if score is None else [score])
+    if several := sum(len(scores) > 1 for scores in given.values()):
+        notes[AVERAGED] += several
+    return {name: fmean(scores) if scores else None for name, scores in given.items()}
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Fields]) -> None:
@@ -120,25 +153,6 @@ def to_fields(row: PromptRow | Demonstration | RatedResponse | PreferencePair) -
             return {"prompt": prompt, "chosen": row.chosen, "rejected": row.rejected}
 
 
-def read_checked(source: str | Path, parse: Callable[[Fields], Row], limit: int | None) -> list[Row]:
-    """Parses every row, so that one DataError can name every bad line (the first MAX_PROBLEMS of them)."""
-    rows: list[Row] = []
-    problems: list[str] = []
-    for where, raw in itertools.islice(raw_rows(str(source)), limit):
-        try:
-            rows.append(parse(fields_of(raw)))
-        except DataError as error:
-            problems.append(f"{where}: {error}")
-        if len(problems) == MAX_PROBLEMS:
-            problems.append(f"{source}: reading stopped after {MAX_PROBLEMS} bad lines")
-            break
-    if problems:
-        raise DataError("\n".join(problems))
-    if not rows:
-        raise DataError(f"{source}: the file is empty; wanted at least one row (formats: docs/data.md)")
-    return rows
-
-
 def _prompt_row(fields: Fields) -> PromptRow:
     messages = messages_of(fields)
     given = fields.get("id")
@@ -147,72 +161,24 @@ def _prompt_row(fields: Fields) -> PromptRow:
     return PromptRow(_digest(messages) if given is None else str(given), messages, _meta(fields.get("meta")))
 
 
+def _demonstration(fields: Fields) -> Demonstration:
+    answer = response_of(fields, may_be_empty=False)
+    return Demonstration(answer.messages, answer.response)
+
+
 def _rated_response(fields: Fields) -> RatedResponse:
-    return RatedResponse(
-        messages_of(fields), text_of(fields, "response", may_be_empty=True), _scores(fields.get("scores"))
-    )
+    answer = response_of(fields, may_be_empty=True)
+    return RatedResponse(answer.messages, answer.response, _scores(fields.get("scores")))
 
 
 def preference_pair(fields: Fields) -> PreferencePair:
-    """A pair from the fields of a row. Raises DataError where the two responses are the same text."""
-    fields = _with_prompt(fields)
-    read = functools.partial(text_of, fields, may_be_empty=True)
-    pair = PreferencePair(messages_of(fields), read("chosen"), read("rejected"))
-    if pair.chosen == pair.rejected:
-        raise DataError(f'"chosen" and "rejected" are the same text, {short(pair.chosen)}; remove the row')
-    return pair
-
-
-def _with_prompt(fields: Fields) -> Fields:
-    """The row with its prompt taken out of "chosen" and "rejected", where those are whole conversations (a common form)."""
-    turns = [fields.get(side) for side in SIDES]
-    if any(not isinstance(side, Sequence) or isinstance(side, str) or not side for side in turns):
-        return fields
-    chosen, rejected = ([message_of(side, turn) for turn in cast(Sequence[object], fields[side])] for side in SIDES)
-    if chosen[:-1] != rejected[:-1] or {chosen[-1].role, rejected[-1].role} != {"assistant"}:
+    """The pair of a row: texts, or turns that go on from "prompt" or repeat it."""
+    chosen, rejected = (answer_of(fields, side) for side in SIDES)
+    if chosen.messages != rejected.messages:
         raise DataError('"chosen" and "rejected" must be the same conversation up to a last turn of the assistant')
-    prompt = [{"role": turn.role, "content": turn.content} for turn in chosen[:-1]]
-    return {"prompt": prompt, "chosen": chosen[-1].content, "rejected": rejected[-1].content}
-
-
-def messages_of(fields: Fields) -> tuple[Message, ...]:
-    """The conversation under "prompt" (text: one user turn), which must end with a user turn."""
-    key = next((name for name in PROMPT_KEYS if fields.get(name) is not None), None)
-    if key is None:
-        raise DataError(f'no "prompt"; got the keys {sorted(fields)}; wanted text or a list of {{"role", "content"}}')
-    value = fields[key]
-    if isinstance(value, str):
-        return (Message("user", text_of(fields, key)),)
-    if not isinstance(value, Sequence) or not value:
-        raise DataError(f'"{key}" is {short(value)}; wanted text or a non-empty list of {{"role", "content"}}')
-    messages = tuple(message_of(key, turn) for turn in value)
-    if messages[-1].role != "user":
-        raise DataError(
-            f'"{key}" ends with a turn of the {messages[-1].role}; wanted a user turn, which the policy answers'
-        )
-    return messages
-
-
-def message_of(key: str, turn: object) -> Message:
-    """A message from one turn of a row. Raises DataError for a turn that is none."""
-    if not isinstance(turn, Mapping) or not {"role", "content"} <= set(turn):
-        raise DataError(f'"{key}" has the turn {short(turn)}; wanted {{"role": .., "content": ..}}')
-    if turn["role"] not in ROLES:
-        raise DataError(f'"{key}" has the role {short(turn["role"])}; wanted one of {", ".join(ROLES)}')
-    return Message(cast(str, turn["role"]), text_of(turn, "content", may_be_empty=turn["role"] != "user"))
-
-
-def text_of(fields: Fields, key: str, may_be_empty: bool = False) -> str:
-    """The text of a field. Raises DataError where it is missing, no text, or empty without leave."""
-    value = fields.get(key)
-    if not isinstance(value, str):
-        got = f"is {short(value)}" if key in fields else f"is missing; got the keys {sorted(fields)}"
-        raise DataError(f'"{key}" {got}; wanted text')
-    if not value.strip() and not may_be_empty:
-        raise DataError(f'"{key}" is empty; wanted text')
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise DataError(f'"{key}" has a lone surrogate, which is not valid Unicode text: {short(value)}')
-    return value
+    if chosen.response == rejected.response:
+        raise DataError(f'"chosen" and "rejected" are the same text, {short(chosen.response)}; remove the row')
+    return PreferencePair(chosen.messages, chosen.response, rejected.response)
 
 
 def _scores(value: object) -> dict[str, float | None]:
@@ -224,7 +190,7 @@ def _scores(value: object) -> dict[str, float | None]:
 
 
 def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:  # NaN is outside too
+    if not is_number(value) or not 0 <= value <= 1:
         raise DataError(
             f'the score of "{name}" is {short(value)}; wanted a number in [0, 1], or null where there is no rating '
             "(how to map another scale: docs/data.md)"

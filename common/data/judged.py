@@ -12,36 +12,30 @@ training code reads.
 from __future__ import annotations
 
 import functools
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from common.data.data import DataError, message_of, messages_of, preference_pair, read_checked, text_of
-from common.data.sources import Fields, short
+from common.data.data import preference_pair
+from common.data.fields import SIDES, Answer, answer_of, is_number, messages_of, text_of, turns_of
+from common.data.rows import LeftOut, Rows, read_checked
+from common.data.sources import DataError, Fields, short
 from common.types import Message
 
-WHOLE = "all"  # the slice of rows that name none
-EQUAL, SAME_TEXT = "no preference between the answers", "a right and a wrong answer of the same text"
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A conversation that ends with a user turn, and one response to it."""
-
-    messages: tuple[Message, ...]
-    response: str
+EQUAL = LeftOut("no preference between the answers")
+SAME_TEXT = LeftOut("a right and a wrong answer of the same text")
+Sides = tuple[tuple[Answer, ...], tuple[Answer, ...]]  # right, wrong
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Answers of which the right ones should score above the wrong ones; a pair has one of each. row_id is "" without
-    an "id"."""
+    """Answers of which the right ones should score above the wrong ones; a pair has one of each. slice is None for a row that
+    names none; row_id is "" without an "id"."""
 
     right: tuple[Answer, ...]
     wrong: tuple[Answer, ...]
-    slice: str = WHOLE
+    slice: str | None = None
     row_id: str = ""
 
     def __post_init__(self) -> None:
@@ -53,41 +47,25 @@ class Judged:
         return (*self.right, *self.wrong)
 
 
-@dataclass(frozen=True, slots=True)
-class JudgedFile:
-    """The rows of a source, and how many were left out, by reason."""
-
-    rows: tuple[Judged, ...]
-    skipped: Mapping[str, int]
-
-
-def read_judged(source: str | Path, slice_key: str | None, limit: int | None = None) -> JudgedFile:
+def read_judged(source: str | Path, slice_key: str | None, limit: int | None = None) -> Rows[Judged]:
     """All rows (or the first `limit`); `slice_key` is the column that names a row's slice. Raises DataError, also where no
     row holds a preference."""
-    parsed = read_checked(source, functools.partial(_judged, slice_key=slice_key), limit)
-    rows = tuple(row for row in parsed if isinstance(row, Judged))
-    skipped = Counter(row for row in parsed if isinstance(row, str))
+    rows = read_checked(source, functools.partial(_judged, slice_key=slice_key), limit)
     if not rows:
-        raise DataError(
-            f"{source}: none of {len(parsed)} rows holds a preference ({_reasons(skipped)}); nothing to judge"
-        )
-    return JudgedFile(rows, dict(skipped))
+        raise DataError(f"{source}: no row holds a preference ({rows.counts()}); nothing to judge")
+    return rows
 
 
-def read_answers(source: str | Path, limit: int | None = None) -> list[tuple[tuple[Message, ...], dict[str, str]]]:
+def read_answers(source: str | Path, limit: int | None = None) -> Rows[tuple[tuple[Message, ...], dict[str, str]]]:
     """(messages, name -> response) of each row: {"prompt", "response"}, {"prompt", "responses": [..]} or a pair. Raises
     DataError."""
     return read_checked(source, _named_answers, limit)
 
 
-def _reasons(skipped: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in skipped.items())
-
-
-def _judged(fields: Fields, slice_key: str | None) -> Judged | str:
+def _judged(fields: Fields, slice_key: str | None) -> Judged | LeftOut:
     """The row, or why it holds no preference."""
-    sides = _sides(fields)
-    if isinstance(sides, str):
+    sides = _parser(fields)(fields)
+    if isinstance(sides, LeftOut):
         return sides
     right, wrong = sides
     if set(right) & set(wrong):
@@ -96,15 +74,34 @@ def _judged(fields: Fields, slice_key: str | None) -> Judged | str:
     return Judged(right, wrong, _slice(fields, slice_key), "" if given is None else str(given))
 
 
-def _sides(fields: Fields) -> tuple[tuple[Answer, ...], tuple[Answer, ...]] | str:
-    """(right, wrong) answers by whichever columns are there."""
-    if "targets" in fields:
-        return _choices(fields)
-    if "conv_A" in fields:
-        return _rated(fields)
-    if "conversation_a" in fields:
-        return _voted(fields)
-    if _is_texts(fields.get("chosen")) or _is_texts(fields.get("rejected")):
+def _parser(fields: Fields) -> Callable[[Fields], Sides | LeftOut]:
+    """Reads the one format of which a column has a value in this row."""
+    found = {name: parse for name, (columns, parse) in FORMATS.items() if any(_is_given(fields, c) for c in columns)}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if not found:
+        raise DataError(f"no column of a known format; got the keys {sorted(fields)} (formats: docs/evaluate_rm.md)")
+    raise DataError(f"columns of {len(found)} formats have values, {' and '.join(found)}; keep those of one")
+
+
+def _is_given(fields: Fields, column: str) -> bool:
+    """Whether a column says anything; a record of nulls, which parquet makes where another row has values, says nothing."""
+    value = fields.get(column)
+    return value is not None and not (isinstance(value, Mapping) and all(part is None for part in value.values()))
+
+
+def _slice(fields: Fields, key: str | None) -> str | None:
+    value = None if key is None else fields.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise DataError(f'"{key}", which names the slice, is {short(value)}; wanted text, a whole number or null')
+    return str(value)
+
+
+def _paired(fields: Fields) -> Sides | LeftOut:
+    """data.preferences, RewardBench: one answer a side, or a list of texts a side (best of n)."""
+    if any(_is_texts(fields.get(side)) for side in SIDES):
         messages = messages_of(fields)
         return _answers(messages, fields, "chosen"), _answers(messages, fields, "rejected")
     if fields.get("chosen") is not None and fields.get("chosen") == fields.get("rejected"):
@@ -113,19 +110,13 @@ def _sides(fields: Fields) -> tuple[tuple[Answer, ...], tuple[Answer, ...]] | st
     return (Answer(pair.messages, pair.chosen),), (Answer(pair.messages, pair.rejected),)
 
 
-def _slice(fields: Fields, key: str | None) -> str:
-    value = None if key is None else fields.get(key)
-    if value is None:
-        return WHOLE
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise DataError(f'"{key}", which names the slice, is {short(value)}; wanted text, a whole number or null')
-    return str(value)
-
-
 def _is_texts(value: object) -> bool:
     """A list of texts (an empty one too): best-of-n. A conversation is a list of turns."""
-    is_list = isinstance(value, Sequence) and not isinstance(value, str)
-    return is_list and all(isinstance(item, str) for item in cast(Sequence[object], value))
+    return _is_turns(value) and all(isinstance(item, str) for item in cast(Sequence[object], value))
+
+
+def _is_turns(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _answers(messages: tuple[Message, ...], fields: Fields, key: str) -> tuple[Answer, ...]:
@@ -136,26 +127,27 @@ def _answers(messages: tuple[Message, ...], fields: Fields, key: str) -> tuple[A
     return tuple(Answer(messages, text_of({key: text}, key, may_be_empty=True)) for text in cast(Sequence[str], texts))
 
 
-def _choices(fields: Fields) -> tuple[tuple[Answer, ...], tuple[Answer, ...]] | str:
+def _choices(fields: Fields) -> Sides | LeftOut:
     """HHH-alignment: {"input": text, "targets": {"choices": [..], "labels": [1, 0]}}; label 1 is right."""
-    targets = fields["targets"]
+    targets = fields.get("targets")
     choices = targets.get("choices") if isinstance(targets, Mapping) else None
     labels = targets.get("labels") if isinstance(targets, Mapping) else None
     if not _is_texts(choices) or not isinstance(labels, Sequence) or len(labels) != len(cast(Sequence[str], choices)):
         raise DataError(f'"targets" is {short(targets)}; wanted {{"choices": [text, ..], "labels": [1 or 0 for each]}}')
     if any(label not in (0, 1) for label in labels):
         raise DataError(f'"labels" is {short(labels)}; wanted 1 for a right choice and 0 for a wrong one')
-    messages = (Message("user", text_of(fields, "input")),)
+    asked = fields.get("input")
+    messages = messages_of({"prompt": asked if _is_turns(asked) else text_of(fields, "input")})
     pairs = [(Answer(messages, text), label) for text, label in zip(cast(Sequence[str], choices), labels, strict=True)]
     sides = tuple(tuple(answer for answer, label in pairs if label == side) for side in (1, 0))
     return (sides[0], sides[1]) if sides[0] and sides[1] else EQUAL
 
 
-def _rated(fields: Fields) -> tuple[tuple[Answer, ...], tuple[Answer, ...]] | str:
+def _rated(fields: Fields) -> Sides | LeftOut:
     """Unified-Feedback: two conversations with a rating each; the higher one is right."""
     ratings = [fields.get(f"conv_{side}_rating") for side in "AB"]
-    if any(isinstance(rating, bool) or not isinstance(rating, int | float) for rating in ratings):
-        raise DataError(f'"conv_A_rating" and "conv_B_rating" are {short(ratings)}; wanted two numbers')
+    if not all(is_number(rating) for rating in ratings):
+        raise DataError(f'"conv_A_rating" and "conv_B_rating" are {short(ratings)}; wanted two numbers that are finite')
     first, second = cast(Sequence[float], ratings)
     if first == second:
         return EQUAL
@@ -163,7 +155,7 @@ def _rated(fields: Fields) -> tuple[tuple[Answer, ...], tuple[Answer, ...]] | st
     return ((a,), (b,)) if first > second else ((b,), (a,))
 
 
-def _voted(fields: Fields) -> tuple[tuple[Answer, ...], tuple[Answer, ...]] | str:
+def _voted(fields: Fields) -> Sides | LeftOut:
     """MT-bench judgments: two conversations, the winner, and the turn that was judged (1 or 2; absent: the last one). Each
     side keeps its own earlier turns."""
     winner, turn = fields.get("winner"), fields.get("turn")
@@ -179,9 +171,7 @@ def _voted(fields: Fields) -> tuple[tuple[Answer, ...], tuple[Answer, ...]] | st
 
 def _last_answer(key: str, turns: object, turn: int | None = None) -> Answer:
     """The answer that a conversation ends with (at its n-th exchange of user and assistant, where `turn` is given)."""
-    if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
-        raise DataError(f'"{key}" is {short(turns)}; wanted a non-empty list of {{"role", "content"}}')
-    said = [message_of(key, item) for item in turns]
+    said = turns_of(key, turns)
     ends = [index for index, message in enumerate(said) if message.role == "assistant"]
     if turn is not None and len(ends) < turn:
         raise DataError(f'"{key}" has {len(ends)} turns of the assistant; wanted turn {turn}')
@@ -192,10 +182,23 @@ def _last_answer(key: str, turns: object, turn: int | None = None) -> Answer:
 
 
 def _named_answers(fields: Fields) -> tuple[tuple[Message, ...], dict[str, str]]:
-    if "chosen" in fields:
+    given = [kind for kind in ("chosen", "responses", "response") if kind in fields]
+    if len(given) > 1:
+        raise DataError(f'a row has {" and ".join(map(repr, given))}; wanted one of "response", "responses", or a pair')
+    if given == ["chosen"]:
         pair = preference_pair(fields)
         return pair.messages, {"chosen": pair.chosen, "rejected": pair.rejected}
-    if "responses" not in fields:
-        return messages_of(fields), {"response": text_of(fields, "response", may_be_empty=True)}
-    answers = _answers(messages_of(fields), fields, "responses")
-    return messages_of(fields), {f"response {n}": answer.response for n, answer in enumerate(answers, 1)}
+    if given == ["responses"]:
+        answers = _answers(messages_of(fields), fields, "responses")
+        return answers[0].messages, {f"response {n}": answer.response for n, answer in enumerate(answers, 1)}
+    answer = answer_of(fields, "response")
+    return answer.messages, {"response": answer.response}
+
+
+# name: (the columns that only it has, its parser)
+FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Fields], Sides | LeftOut]]] = {
+    "pairs": (SIDES, _paired),
+    "HHH-alignment": (("targets",), _choices),
+    "Unified-Feedback": (("conv_A", "conv_B"), _rated),
+    "MT-bench": (("conversation_a", "conversation_b"), _voted),
+}

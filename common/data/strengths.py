@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.data import PreferencePair, preference_pair, read_checked
+from common.data.data import PreferencePair, preference_pair
+from common.data.fields import is_number
+from common.data.rows import read_checked
 from common.data.sources import DataError, Fields, short
 
 MEAN, STD, MEMBERS = "strength_mean", "strength_std", "members"
@@ -33,12 +34,12 @@ class Strengths:
 
 
 def read_strengths(path: str | Path, pairs: Sequence[PreferencePair]) -> Strengths:
-    """The strengths of exactly these pairs. Raises ValueError where the file's rows are others or in another order, or have no
-    strengths (DataError, with the line)."""
+    """The strengths of exactly these pairs. Raises DataError where the file's rows are others or in another order, or have no
+    strengths."""
     rows = read_checked(path, _row, None)
     theirs = [pair for pair, _, _ in rows]
     if digest(theirs) != digest(pairs):
-        raise ValueError(
+        raise DataError(
             f"{path} has the strengths of other pairs: {len(theirs)} rows (digest {digest(theirs)[:12]}), wanted the "
             f"{len(pairs)} given ones in their order (digest {digest(pairs)[:12]}); {_difference(theirs, pairs)}; run stage "
             "preferences on these pairs, or give the pairs that it was run on"
@@ -64,7 +65,7 @@ def _row(fields: Fields) -> tuple[PreferencePair, float, float]:
 
 def _number(fields: Fields, key: str) -> float:
     value = fields.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_number(value):
         got = f"is {short(value)}" if key in fields else f"is missing; got the keys {sorted(fields)}"
         raise DataError(f'"{key}" {got}; wanted a number: give the pairs.jsonl that stage preferences writes')
     return float(value)

@@ -1,6 +1,6 @@
 """Stage evaluate_rm: a reward model judged on rows whose right answers are known, always beside what it must beat.
 
-    read sets -> leave out rows that are too long for a model -> score -> measure -> table, evaluate_rm.json and .html
+    read sets -> leave out rows that a model cannot use -> score -> measure -> table, evaluate_rm.json and .html
 
 Scorers: the gated score; the same scores under a uniform gate; the frozen baseline (evaluate_rm.baseline), where one is
 named; the longer answer. Called by driver/commands.py; runs in the driver's process (driver/evaluate_rm/source.py).
@@ -16,17 +16,18 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from common.config.config import Config, RewarderConfig
-from common.data.judged import Answer
+from common.data.fields import Answer
 from driver.evaluate_rm.measures import Array, Outcome
 from driver.evaluate_rm.models import load_baseline, load_model, load_tokenizer
 from driver.evaluate_rm.page import write_page
 from driver.evaluate_rm.results import BASELINE, GATED, LENGTH, UNIFORM, Results, results
-from driver.evaluate_rm.scores import answers_of, gated_and_uniform, outcomes, response_tokens, without_long_rows
+from driver.evaluate_rm.scores import answers_of, gated_and_uniform, outcomes, response_tokens, usable_sets
 from driver.evaluate_rm.sets import EvalSet, read_sets
 from driver.evaluate_rm.source import ModelSource, baseline, serving
 from driver.evaluate_rm.tables import format_results
 from driver.evaluate_rm.training import training_overlap
 from driver.record.progress import say
+from rewarder.fitting import Fitting
 
 
 def evaluate_reward_model(config: Config, directory: Path) -> None:
@@ -43,9 +44,9 @@ def evaluate_reward_model(config: Config, directory: Path) -> None:
 
 def _measure(config: Config, model: ModelSource, frozen: ModelSource | None, sets: list[EvalSet]) -> Results:
     tokenizers = [load_tokenizer(source) for source in (model, frozen) if source]
-    answers, limit = answers_of(sets), config.rewarder.max_tokens
-    tokens = np.array([response_tokens(tokenizer, answers, limit) for tokenizer in tokenizers])
-    kept, fits = without_long_rows(sets, tokens.max(0))  # NaN where it is too long for any model
+    limit = config.rewarder.max_tokens
+    fittings = [Fitting(tokenizer, limit) for tokenizer in tokenizers]
+    kept = usable_sets(sets, fittings)  # all scorers see the same rows
     answers = answers_of(kept)
 
     batch = (answers, limit, config.evaluate_rm.batch_tokens)
@@ -56,7 +57,7 @@ def _measure(config: Config, model: ModelSource, frozen: ModelSource | None, set
     del loaded  # two models need not fit at once
     if frozen:
         scores[BASELINE] = _baseline_scores(frozen, config.rewarder, tokenizers[1], *batch)
-    scores[LENGTH] = tokens[0][fits]
+    scores[LENGTH] = response_tokens(fittings[0], answers)
     by_scorer = {scorer: outcomes(kept, values) for scorer, values in scores.items()}
     overlap = training_overlap(config, kept)
     return results(described, frozen and frozen.name, overlap, kept, by_scorer, extra_tokens(kept, by_scorer[LENGTH]))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from common.data.judged import WHOLE, Judged
+from common.data.judged import Judged
 from common.data.split import opening_key
 from driver.evaluate_rm.measures import Accuracy, Array, Calibrated, Outcome, accuracy, calibrated, pair_accuracy
 from driver.evaluate_rm.overlap import Overlap
@@ -22,16 +22,18 @@ from driver.report.records import Interval
 from rewarder.rewardbench import TIES, Sectioned, credit, margins, split_tie_id, ties_score, version_1, version_2
 
 GATED, UNIFORM, BASELINE, LENGTH = "gated", "uniform gate", "baseline", "longer answer"
+WHOLE, NO_SLICE = "all", "no slice"  # rows of a table that no slice of the data can take the place of
 Outcomes = Mapping[str, Mapping[str, Sequence[Outcome]]]  # scorer -> set -> one a row
 
 
 @dataclass(frozen=True)
 class SetResult:
-    """One set: rows, left out by reason; slice -> scorer -> accuracy ("all" first, where it is a share of rows); scorer ->
-    calibration (sets of pairs only)."""
+    """One set: rows, left out by reason, read in another form by what was done; slice -> scorer -> accuracy ("all" first, where
+    it is a share of rows); scorer -> calibration (sets of pairs only)."""
 
     rows: int
     skipped: Mapping[str, int]
+    notes: Mapping[str, int]
     slices: Mapping[str, Mapping[str, Accuracy]]
     calibration: Mapping[str, Calibrated]
 
@@ -69,7 +71,7 @@ def _set_result(judged: EvalSet, outcomes: Outcomes, extra_tokens: Array | None)
     mine = {scorer: by_set[judged.name] for scorer, by_set in outcomes.items()}
     slices = (_version_2_slices if judged.name == V2 else _pair_slices)(judged.rows, mine)
     calibration = {} if extra_tokens is None else _calibration(judged.rows, mine, extra_tokens)
-    return SetResult(len(judged.rows), judged.skipped, slices, calibration)
+    return SetResult(len(judged.rows), dict(judged.skipped), dict(judged.notes), slices, calibration)
 
 
 def _pair_slices(
@@ -83,11 +85,26 @@ def _pair_slices(
 
 
 def _places(rows: Sequence[Judged]) -> dict[str, list[int]]:
-    """Slice -> its rows; "all" first, and alone where there is one slice."""
-    places: dict[str, list[int]] = {}
+    """Name of a slice -> its rows; all rows first, and alone where there is one slice."""
+    places: dict[str | None, list[int]] = {}
     for index, row in enumerate(rows):
         places.setdefault(row.slice, []).append(index)
-    return {WHOLE: list(range(len(rows))), **(places if len(places) > 1 else {})}
+    if len(places) == 1:
+        return {WHOLE: list(range(len(rows)))}
+    names = _names(list(places))
+    return {WHOLE: list(range(len(rows))), **{names[name]: where for name, where in places.items()}}
+
+
+def _names(slices: Sequence[str | None]) -> dict[str | None, str]:
+    """What each slice is called in a table: its name, but for one that a row of ours has, which gets (slice) behind it."""
+    taken, names = {WHOLE, NO_SLICE, *slices}, {}
+    for name in slices:
+        shown = NO_SLICE if name is None else name
+        while name is not None and (shown in (WHOLE, NO_SLICE) or (shown != name and shown in taken)):
+            shown += " (slice)"
+        taken.add(shown)
+        names[name] = shown
+    return names
 
 
 def _calibration(
@@ -107,7 +124,7 @@ def _version_2_slices(
     rows: Sequence[Judged], outcomes: Mapping[str, Sequence[Outcome]]
 ) -> dict[str, Mapping[str, Accuracy]]:
     """Subset -> scorer -> score: mean credit with its interval; of Ties the published score, which has none."""
-    names = list(dict.fromkeys(row.slice for row in rows))
+    names = _slices(rows)
     return {
         name: {
             scorer: _subset_2(name, *zip(*_of_slice(rows, mine, name), strict=True))
@@ -115,6 +132,11 @@ def _version_2_slices(
         }
         for name in names
     }
+
+
+def _slices(rows: Sequence[Judged]) -> list[str]:
+    """The subsets of a benchmark in their order; its reader refuses rows without one."""
+    return list(dict.fromkeys(row.slice for row in rows if row.slice is not None))
 
 
 def _of_slice(rows: Sequence[Judged], outcomes: Sequence[Outcome], name: str) -> list[tuple[Judged, Outcome]]:
@@ -148,7 +170,7 @@ def _benchmarks(
 def _pair_slices_of_subsets(sets: Sequence[EvalSet], outcomes: Outcomes) -> dict[str, dict[str, Accuracy]]:
     """Subset of RewardBench -> scorer -> accuracy, also where the file has a single subset."""
     (judged,) = [judged for judged in sets if judged.name == V1]
-    subsets = list(dict.fromkeys(row.slice for row in judged.rows))
+    subsets = _slices(judged.rows)
     return {
         name: {
             scorer: pair_accuracy([outcome for _, outcome in _of_slice(judged.rows, by_set[V1], name)])

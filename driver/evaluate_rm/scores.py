@@ -10,19 +10,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from common.data.judged import Answer
+from common.data.fields import Answer
+from common.data.rows import Rows
+from common.data.sides import judged_sides
 from driver.evaluate_rm.measures import Array, Outcome
 from driver.evaluate_rm.sets import EvalSet
 from driver.record.progress import Progress
 from rewarder.aggregate import debias
+from rewarder.fitting import Fitting
 from rewarder.model import GatedRewardModel
-from rewarder.scoring import render, score_texts
+from rewarder.scoring import score_texts
 
 CHUNK = 256  # answers between two lines of progress
-TOO_LONG = "longer than rewarder.max_tokens"
+REMEDY = "raise rewarder.max_tokens, or give other rows"
 
 
 def answers_of(sets: Sequence[EvalSet]) -> list[Answer]:
@@ -30,29 +32,26 @@ def answers_of(sets: Sequence[EvalSet]) -> list[Answer]:
     return [answer for judged in sets for row in judged.rows for answer in row.answers]
 
 
-def response_tokens(tokenizer: PreTrainedTokenizerBase, answers: Sequence[Answer], max_tokens: int) -> Array:
-    """Tokens of each response by the model's template [N]; NaN where prompt and response are above max_tokens."""
-    rendered = [render(tokenizer, answer.messages, answer.response) for answer in answers]
-    lengths = [r.response_end - r.prompt_end if len(r.ids) <= max_tokens else np.nan for r in rendered]
+def usable_sets(sets: Sequence[EvalSet], fittings: Sequence[Fitting]) -> list[EvalSet]:
+    """The sets without the rows that one of the models cannot use, which are counted. Raises ValueError where a set has none
+    left."""
+    return [_usable(judged, fittings) for judged in sets]
+
+
+def _usable(judged: EvalSet, fittings: Sequence[Fitting]) -> EvalSet:
+    rows = Rows(judged.name, judged.rows, range(len(judged.rows)), judged.skipped, judged.notes)
+    for fitting in fittings:
+        rows = fitting.usable(rows, judged_sides)
+    if not rows:
+        reasons = " or ".join(reason for reason in rows.left_out if reason not in judged.skipped)
+        raise ValueError(f"{judged.name}: all {len(judged.rows)} rows are {reasons}; {REMEDY}")
+    return replace(judged, rows=rows, skipped=rows.left_out)
+
+
+def response_tokens(fitting: Fitting, answers: Sequence[Answer]) -> Array:
+    """Tokens of each response by the model's template [N]."""
+    lengths = [found.response_end - found.prompt_end for found in fitting.rendered(answers)]
     return np.array(lengths, dtype=np.float64)
-
-
-def without_long_rows(sets: Sequence[EvalSet], tokens: Array) -> tuple[list[EvalSet], NDArray[np.bool_]]:
-    """The sets without the rows that have an answer of NaN tokens, counted, and which answers [N] are left. Raises ValueError
-    where a set has none left."""
-    kept, fits, start = [], np.zeros(len(tokens), bool), 0
-    for judged in sets:
-        rows = []
-        for row in judged.rows:
-            place = slice(start, start := start + len(row.answers))
-            fits[place] = np.isfinite(tokens[place]).all()
-            rows += [row] if fits[place].all() else []
-        if not rows:
-            raise ValueError(f"{judged.name}: all {len(judged.rows)} rows are {TOO_LONG}; raise it")
-        left_out = len(judged.rows) - len(rows)
-        skipped = {**judged.skipped, **({TOO_LONG: left_out} if left_out else {})}
-        kept.append(replace(judged, rows=tuple(rows), skipped=skipped))
-    return kept, fits
 
 
 def gated_and_uniform(

@@ -5,27 +5,30 @@ Called by driver/evaluate_rm/command.py and by the preflight; waits for the disk
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 from common.config.config import EvaluateRmConfig
-from common.data.judged import Judged, JudgedFile, read_judged
+from common.data.judged import Judged, read_judged
+from common.data.rows import Rows
 from common.data.sources import DataError
 from rewarder.rewardbench import SUBSETS, SUBSETS_2, TIES, split_tie_id
 
 V1, V2, PRIOR = "rewardbench", "rewardbench2", "prior/"
 SUBSET = "subset"  # RewardBench's column
-Reader = Callable[[str, int | None], JudgedFile]
+Reader = Callable[[str], Rows[Judged]]
 
 
 @dataclass(frozen=True)
 class EvalSet:
-    """One source: its rows, and how many were left out, by reason."""
+    """One source: its rows, how many were left out, by reason, and how many were read in another form, by what was done."""
 
     name: str
-    rows: tuple[Judged, ...]
+    rows: Sequence[Judged]
     skipped: Mapping[str, int]
+    notes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_pairs(self) -> bool:
@@ -35,8 +38,8 @@ class EvalSet:
 
 def read_sets(section: EvaluateRmConfig) -> list[EvalSet]:
     """Every set, whole. Raises DataError."""
-    read = [(name, reader(source, None)) for _, name, source, reader in sources(section)]
-    return [EvalSet(name, file.rows, file.skipped) for name, file in read]
+    read = [(name, reader(source)) for _, name, source, reader in sources(section)]
+    return [EvalSet(name, rows, rows.left_out, rows.notes) for name, rows in read]
 
 
 def sources(section: EvaluateRmConfig) -> Iterator[tuple[str, str, str, Reader]]:
@@ -52,29 +55,31 @@ def sources(section: EvaluateRmConfig) -> Iterator[tuple[str, str, str, Reader]]
         yield "evaluate_rm.rewardbench2", V2, section.rewardbench2, read_version_2
 
 
-def read_version_1(source: str, limit: int | None = None) -> JudgedFile:
+def read_version_1(source: str) -> Rows[Judged]:
     """RewardBench's rows: pairs of known subsets. Raises DataError."""
-    file = read_judged(source, SUBSET, limit)
-    if any(len(row.answers) != 2 for row in file.rows):
+    rows = read_judged(source, SUBSET)
+    if any(len(row.answers) != 2 for row in rows):
         raise DataError(f"{source}: RewardBench v1 has one chosen and one rejected answer a row; this is another file")
-    _check_subsets(source, file, SUBSETS, "RewardBench")
-    return file
+    _check_subsets(rows, SUBSETS, "RewardBench")
+    return rows
 
 
-def read_version_2(source: str, limit: int | None = None) -> JudgedFile:
+def read_version_2(source: str) -> Rows[Judged]:
     """RewardBench 2's rows: one right answer, but for Ties, whose ids name reference and tied prompts. Raises DataError."""
-    file = read_judged(source, SUBSET, limit)
-    _check_subsets(source, file, SUBSETS_2, "RewardBench 2")
-    for row in file.rows:
+    rows = read_judged(source, SUBSET)
+    _check_subsets(rows, SUBSETS_2, "RewardBench 2")
+    for row in rows:
         if row.slice != TIES and len(row.right) != 1:
             raise DataError(
                 f"{source}: a row of {row.slice} has {len(row.right)} chosen answers; wanted 1 (only Ties has more)"
             )
-    kinds = [_tie_id(source, row.row_id) for row in file.rows if row.slice == TIES]
+    kinds = [_tie_id(source, row.row_id) for row in rows if row.slice == TIES]
+    if twice := [kind for kind, count in Counter(kinds).items() if count > 1]:
+        raise DataError(f"{source}: the id {':'.join(twice[0])!r} of Ties is there twice; wanted one row for each id")
     both = {n for kind, n in kinds if kind == "ref"} & {n for kind, n in kinds if kind == "tied"}
-    if kinds and not both and limit is None:
+    if kinds and not both:
         raise DataError(f'{source}: no row of Ties has a partner; wanted the ids "ref:n" and "tied:n" of the same n')
-    return file
+    return rows
 
 
 def _tie_id(source: str, row_id: str) -> tuple[str, str]:
@@ -84,14 +89,15 @@ def _tie_id(source: str, row_id: str) -> tuple[str, str]:
         raise DataError(f"{source}: {error}") from error
 
 
-def _check_subsets(source: str, file: JudgedFile, known: tuple[str, ...], benchmark: str) -> None:
-    unknown = sorted({row.slice for row in file.rows} - set(known))
-    if unknown:
-        raise DataError(
-            f"{source}: subset {unknown[0]!r} is none of {benchmark}'s ({', '.join(known)}); "
-            "other data go into evaluate_rm.pairs"
-        )
+def _check_subsets(rows: Rows[Judged], known: tuple[str, ...], benchmark: str) -> None:
+    for index, row in enumerate(rows):
+        if row.slice not in known:
+            got = "a row without a subset" if row.slice is None else f"subset {row.slice!r}"
+            raise DataError(
+                f"{rows.place(index)}: {got} is none of {benchmark}'s ({', '.join(known)}); "
+                "other data go into evaluate_rm.pairs"
+            )
 
 
-def _read_pairs(source: str, limit: int | None = None, slice_key: str | None = None) -> JudgedFile:
-    return read_judged(source, slice_key, limit)
+def _read_pairs(source: str, slice_key: str | None) -> Rows[Judged]:
+    return read_judged(source, slice_key)

@@ -23,7 +23,7 @@ def format_results(results: Results) -> str:
     lines += [f"baseline: {results.baseline}"] if results.baseline else ["baseline: none (evaluate_rm.baseline)"]
     lines += [f"training prompts: {results.overlap.training}"]
     for name, found in results.sets.items():
-        lines += ["", f"{name}: {found.rows} rows{_left_out(found.skipped)}", *_set_lines(found)]
+        lines += ["", f"{name}: {found.rows} rows{_left_out(found)}", *_set_lines(found)]
         lines += [f"  {line}" for line in overlap_lines(results, name)]
     for name, by_scorer in results.benchmarks.items():
         lines += ["", f"{TITLES[name]} (x 100)", *_benchmark_lines(by_scorer)]
@@ -59,8 +59,10 @@ def _right(cells: Iterable[str], widths: Iterable[int]) -> list[str]:
     return [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
 
 
-def _left_out(skipped: Mapping[str, int]) -> str:
-    return "".join(f"; {count} left out: {reason}" for reason, count in skipped.items())
+def _left_out(found: SetResult) -> str:
+    """What became of the other rows of a set."""
+    left_out = [f"{count} left out: {reason}" for reason, count in found.skipped.items()]
+    return "".join(f"; {line}" for line in [*left_out, *(f"{count} {note}" for note, count in found.notes.items())])
 
 
 def _set_lines(found: SetResult) -> list[str]:

@@ -10,7 +10,9 @@ from itertools import chain
 from pathlib import Path
 
 from common.config.config import Config
-from common.data.data import messages_of, read_checked, read_pairs, read_ratings
+from common.data.data import read_pairs, read_ratings
+from common.data.fields import messages_of
+from common.data.rows import read_checked
 from common.data.sources import DataError
 from common.data.split import is_held_out
 from common.types import Message

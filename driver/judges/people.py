@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.data.sources import json_object
 from common.judge import PREFERENCES, PairItem, Preference, Verdict
 from common.types import Message
 from driver.judges.label_book import Judge, Keep, LabelError, question
@@ -71,7 +72,7 @@ def _lines(path: Path) -> list[str]:
 
 def _answer(place: str, line: str) -> tuple[str, Preference | None]:
     try:
-        row: Any = json.loads(line)
+        row: Any = json_object(line.encode())
         key, preferred = row["key"], row["preferred"]
         prompt = tuple(Message(turn["role"], turn["content"]) for turn in row["prompt"])
         asked = PairItem(prompt, {}, row["first"], row["second"])

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.data import read_pairs, write_jsonl
+from common.data.data import PreferencePair, read_pairs, write_jsonl
 from driver.cluster.run import STRENGTHS, Run
 from driver.preferences.page import write_page
 from driver.preferences.results import Strength, record, results, rows
@@ -35,11 +35,11 @@ def run_preferences(run: Run) -> None:
     directory = (run.directory / STRENGTHS).parent
     shutil.rmtree(directory, ignore_errors=True)
     fitted = _train(run, source, directory)
-    pairs, fraction = read_pairs(source), config.learner.reward_model.held_out_fraction
+    pairs, fraction = _used(source, fitted[0].numbers), config.learner.reward_model.held_out_fraction
     plan = left_out(pairs, config.learner.preferences, fraction, config.run.seed)
     found = results(config.learner.preferences, pairs, _by_member([part.differences for part in fitted], fitted), plan)
     _write(found, directory, record(found, config.run.seed, fraction))
-    say("\n".join(f"  {line}" for line in _lines(found, directory)))
+    say("\n".join(f"  {line}" for line in [f"{source}: {fitted[0].counts}", *_lines(found, directory)]))
 
 
 def _train(run: Run, source: str, directory: Path) -> list[Fitted]:
@@ -64,6 +64,12 @@ def _train(run: Run, source: str, directory: Path) -> list[Fitted]:
             workers.write_average(members, mean)
     workers.end()
     return fitted
+
+
+def _used(source: str, numbers: Sequence[int]) -> list[PreferencePair]:
+    """The pairs of these numbers in the file: a worker has left out what its tokenizer cannot use."""
+    rows, used = read_pairs(source), set(numbers)
+    return [pair for pair, number in zip(rows, rows.numbers, strict=True) if number in used]
 
 
 def _by_member(parts: Sequence[NDArray[np.float32]], fitted: Sequence[Fitted]) -> NDArray[np.float32]:

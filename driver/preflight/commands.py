@@ -5,17 +5,19 @@ Called by the preflight. Reads rows, config.json and tokenizers; waits for the d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from common.config.config import Config, EvaluateRmConfig, ExplainConfig
 from common.config.stages import COMMANDS
-from common.data.judged import JudgedFile, read_answers
+from common.data.judged import read_answers
+from common.data.sides import judged_sides
 from driver.evaluate_rm.sets import PRIOR, V1, V2, sources
-from driver.evaluate_rm.source import serving
+from driver.evaluate_rm.source import baseline, serving
 from driver.preflight.environment import visible_gpus
 from driver.preflight.findings import Findings
-from driver.preflight.inputs import check_model, read_rows
+from driver.preflight.inputs import check_model, read_rows, tokenizer_of, try_rows
+from driver.preflight.rows import Use, answers, as_explained
 from rewarder.rewardbench import PRIOR_SETS
 
 
@@ -24,10 +26,28 @@ def check_commands(config: Config, stages: Sequence[str], findings: Findings) ->
     asked = [name for name in COMMANDS if name in stages]
     if asked:
         _check_model(config, asked, findings)
+    most = config.rewarder.max_tokens
     if "evaluate_rm" in stages:
-        _check_evaluation(config.evaluate_rm, findings)
+        served = _serving_tokenizer(config, findings), _baseline_tokenizer(config, findings)
+        named = zip(("the reward model", "the baseline"), served, strict=True)
+        uses = [Use(whose, tokenizer, most, answers(judged_sides)) for whose, tokenizer in named]
+        _check_evaluation(config.evaluate_rm, uses, findings)
     if "explain" in stages:
-        _check_explanation(config.explain, findings)
+        use = Use("the reward model", _serving_tokenizer(config, findings), most, as_explained)
+        _check_explanation(config.explain, [use], findings)
+
+
+def _serving_tokenizer(config: Config, findings: Findings) -> Any:
+    source = serving(config)
+    return None if source is None else tokenizer_of("the reward model", source.name, source.revision, findings)
+
+
+def _baseline_tokenizer(config: Config, findings: Findings) -> Any:
+    """That of evaluate_rm.baseline, whose directory is checked too, or of the run's own baseline."""
+    section, source = config.evaluate_rm, baseline(config)
+    if section.baseline is not None:
+        return check_model("evaluate_rm.baseline", section.baseline, section.baseline_revision, False, findings)[1]
+    return None if source is None else tokenizer_of("the run's baseline", source.name, None, findings)
 
 
 def _check_model(config: Config, asked: Sequence[str], findings: Findings) -> None:
@@ -45,7 +65,7 @@ def _check_model(config: Config, asked: Sequence[str], findings: Findings) -> No
         )
 
 
-def _check_evaluation(section: EvaluateRmConfig, findings: Findings) -> None:
+def _check_evaluation(section: EvaluateRmConfig, uses: Sequence[Use], findings: Findings) -> None:
     named = list(sources(section))
     if not named:
         findings.problem(
@@ -54,10 +74,8 @@ def _check_evaluation(section: EvaluateRmConfig, findings: Findings) -> None:
     _check_prior_sets(section, findings)
     _check_names(section, findings)
     for key, _, source, read in named:
-        read_rows(key, source, _as_rows(read), findings)
-    if section.baseline:
-        check_model("evaluate_rm.baseline", section.baseline, section.baseline_revision, False, findings)
-    elif section.baseline_revision:
+        try_rows(key, read_rows(key, source, read, findings), uses, findings)
+    if section.baseline is None and section.baseline_revision:
         findings.problem("evaluate_rm.baseline_revision is set without evaluate_rm.baseline; set both or neither")
 
 
@@ -77,16 +95,13 @@ def _check_names(section: EvaluateRmConfig, findings: Findings) -> None:
             findings.problem(f"evaluate_rm.pairs names a set {name!r}, which is taken; give it another name")
 
 
-def _as_rows(read: Callable[[str, int | None], JudgedFile]) -> Callable[[str, int | None], list[Any]]:
-    return lambda source, limit: list(read(source, limit).rows)
-
-
-def _check_explanation(section: ExplainConfig, findings: Findings) -> None:
+def _check_explanation(section: ExplainConfig, uses: Sequence[Use], findings: Findings) -> None:
     texts = section.prompt is not None or bool(section.responses)
     if section.file and texts:
         findings.problem("explain.file is set beside explain.prompt or explain.responses; set one or the other")
     elif section.file:
-        read_rows("explain.file", section.file, lambda source, limit: read_answers(source, section.rows), findings)
+        rows = read_rows("explain.file", section.file, lambda source: read_answers(source, section.rows), findings)
+        try_rows("explain.file", rows, uses, findings)
     elif not texts:
         findings.problem("explain has nothing to explain: set explain.prompt and explain.responses, or explain.file")
     elif not (section.prompt or "").strip() or not section.responses:

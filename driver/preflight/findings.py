@@ -1,4 +1,5 @@
-"""What a preflight finds: problems, which stop a run, and notes, which do not. Filled by the checks in driver/."""
+"""What a preflight finds: problems, which stop a run, notes, which do not, and what becomes of the rows of each file. Filled by
+the checks in driver/."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ class Findings:
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    rows: list[str] = field(default_factory=list)
 
     def problem(self, text: str) -> None:
         """Adds a problem, which keeps the run from starting."""

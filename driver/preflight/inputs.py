@@ -9,46 +9,91 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from actors.prompts import tokenize_prompts
+from common.chat.chat import chat_of
 from common.config.config import Config, DataConfig
 from common.config.stages import BY_NAME, TABLE
 from common.data.data import PromptRow, read_demonstrations, read_prompts
+from common.data.rows import Rows
 from common.data.sources import DataError, is_hub_name
 from common.data.split import prompt_key
 from common.judge import load_function
 from driver.preflight.chat import understood
 from driver.preflight.findings import Findings, first_line
+from driver.preflight.rows import LONG_PROMPT, Use, as_demonstration, as_prompt, as_scored_prompt, walk
 
-WHOLE_FILE_BYTES = 50 * 2**20  # a larger file is checked by its first rows
-FIRST_ROWS = 1000
+ANY_LENGTH = 10**9  # tokens
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
-def check_data(config: Config, stages: Sequence[str], tokenizer: Any, findings: Findings) -> None:
-    """The files that the stages read are named, well-formed, and hold enough prompts that fit."""
+@dataclass(frozen=True)
+class Tokenizers:
+    """Those that will render rows, None where one is not on this machine or not needed."""
+
+    policy: Any
+    reward_model: Any
+    judge: Any = None
+
+
+def check_data(config: Config, stages: Sequence[str], tokenizers: Tokenizers, findings: Findings) -> None:
+    """The files that the stages read are named, well-formed, taken by each template, and hold enough prompts that fit."""
     data = config.data
     _check_named(config, set(stages), findings)
     _check_made(config, set(stages), findings)
-    prompts: list[PromptRow] = []
+    prompts: Rows[PromptRow] = Rows("")
     if {"collect", "iterate"} & set(stages) and data.prompts:
-        rows = prompts = read_rows("data.prompts", data.prompts, read_prompts, findings)
-        num_fitting = _check_lengths("data.prompts", rows, data, tokenizer, findings)
-        if "iterate" in stages and rows and num_fitting < config.iteration.num and is_small(data.prompts):
+        prompts = _check_prompts("data.prompts", data.prompts, _prompt_uses(config, stages, tokenizers), data, findings)
+        if "iterate" in stages and prompts and len(prompts) < config.iteration.num:
             findings.problem(
-                f"data.prompts has {num_fitting} prompts for iteration.num {config.iteration.num} iterations; each "
+                f"data.prompts has {len(prompts)} prompts for iteration.num {config.iteration.num} iterations; each "
                 "needs at least one of its own: add prompts or lower iteration.num"
             )
     if {"iterate", "evaluate"} & set(stages) and data.eval_prompts:
-        rows = read_rows("data.eval_prompts", data.eval_prompts, read_prompts, findings)
-        _check_lengths("data.eval_prompts", rows, data, tokenizer, findings)
+        uses = [Use("the policy", tokenizers.policy, data.max_prompt_tokens, as_prompt)]
+        judged = _check_prompts("data.eval_prompts", data.eval_prompts, uses, data, findings)
         if "iterate" in stages and config.adaptation.enabled:
-            _check_disjoint(prompts, rows, findings)
+            _check_disjoint(prompts, judged, findings)
     if "sft" in stages and data.demonstrations:
-        read_rows("data.demonstrations", data.demonstrations, read_demonstrations, findings)
+        rows = read_rows("data.demonstrations", data.demonstrations, read_demonstrations, findings)
+        try_rows("data.demonstrations", rows, [Use("the policy", tokenizers.policy, 0, as_demonstration)], findings)
+
+
+def _prompt_uses(config: Config, stages: Sequence[str], tokenizers: Tokenizers) -> list[Use]:
+    """The policy answers prompts; in the loop the answers are scored, and in rounds they may be judged by a model."""
+    uses = [Use("the policy", tokenizers.policy, config.data.max_prompt_tokens, as_prompt)]
+    if "iterate" in stages:
+        most = config.rewarder.max_tokens
+        uses.append(Use("the reward model", tokenizers.reward_model, most, as_scored_prompt))
+        uses.append(Use("judge.model", tokenizers.judge, ANY_LENGTH, as_scored_prompt))  # longer ones are ties
+    return uses
+
+
+def _check_prompts(key: str, source: str, uses: Sequence[Use], data: DataConfig, findings: Findings) -> Rows[PromptRow]:
+    """The prompts that fit; the others are a problem, or skipped, as data.long_prompts says."""
+    rows: Rows[PromptRow] = read_rows(key, source, read_prompts, findings)
+    used = try_rows(key, rows, uses, findings)
+    skipped = used.left_out[LONG_PROMPT]
+    if skipped and data.long_prompts == "refuse":
+        place, tokens = _first_too_long(rows, used, uses[0])
+        findings.problem(
+            f"{key}: {place}: the prompt has {tokens} tokens, chat template included, and data.max_prompt_tokens is "
+            f"{data.max_prompt_tokens} ({skipped} of {len(rows)} prompts are longer); raise it, shorten them, or set "
+            "data.long_prompts: skip"
+        )
+    elif skipped:
+        findings.note(f"{key}: {skipped} of {len(rows)} prompts are above data.max_prompt_tokens and will be skipped")
+    return used
+
+
+def _first_too_long(rows: Rows[PromptRow], used: Rows[PromptRow], use: Use) -> tuple[str, int]:
+    """The place of the first prompt that does not fit, and its tokens."""
+    fitting = set(used.numbers)
+    index = next(index for index, number in enumerate(rows.numbers) if number not in fitting)
+    return rows.place(index), len(chat_of(use.tokenizer).prompt(rows[index].messages))
 
 
 def _check_disjoint(prompts: Sequence[PromptRow], eval_prompts: Sequence[PromptRow], findings: Findings) -> None:
@@ -92,6 +137,16 @@ def check_model(
     return (directory if usable else None), _tokenizer(key, directory, trust_remote_code, findings) if usable else None
 
 
+def tokenizer_of(key: str, name: str, revision: str | None, findings: Findings) -> Any:
+    """The tokenizer of a model that is checked elsewhere, None where it is not on this machine or not usable."""
+    if Path(name).is_dir():
+        return _tokenizer(key, Path(name), False, findings)
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(name, "tokenizer_config.json", revision=revision)
+    return _tokenizer(key, Path(cached).parent, False, findings) if isinstance(cached, str) else None
+
+
 def _check_named(config: Config, stages: set[str], findings: Findings) -> None:
     """One problem for each stage whose input no key names and no other stage of the run makes."""
     data, judge, rewarder, made = config.data, config.judge, config.rewarder, config.stages
@@ -129,38 +184,34 @@ def _check_made(config: Config, stages: set[str], findings: Findings) -> None:
             )
 
 
-def read_rows(key: str, source: str, read: Callable[[str, int | None], list[Any]], findings: Findings) -> list[Any]:
-    """The rows of a file (the first ones of a large one); each problem becomes a finding, and a Hub name a note."""
+def read_rows(key: str, source: str, read: Callable[[str], Rows[Any]], findings: Findings) -> Rows[Any]:
+    """All rows of a file; each problem becomes a finding, and a Hub name that is not read here a note."""
     is_elsewhere = not Path(source).exists() and is_hub_name(source) and not is_path(source)
     if is_elsewhere and find_spec("datasets") is not None:
         findings.note(f"{key}: {source} is no local file; it will be loaded from the Hub, which needs the network")
-        return []
+        return Rows(source)
     try:
-        return read(source, None if is_small(source) else FIRST_ROWS)
+        return read(source)
     except DataError as error:
         for problem in str(error).splitlines():
             findings.problem(f"{key}: {problem}")
-        return []
+        return Rows(source)
 
 
-def is_small(source: str) -> bool:
-    """Whether the whole file is read, so that what it lacks is known."""
-    path = Path(source)
-    return path.is_file() and path.stat().st_size < WHOLE_FILE_BYTES
+def try_rows(key: str, rows: Rows[Any], uses: Sequence[Use], findings: Findings) -> Rows[Any]:
+    """The rows that every use takes. Says what became of the rows of the file; a file of which nothing is left is a problem."""
+    before = len(findings.problems)
+    used = walk(key, rows, uses, findings)
+    if rows and not used and len(findings.problems) == before:
+        findings.problem(f"{key}: {rows.source}: no row is left ({used.counts()}); raise the limit, or give other rows")
+    if rows or rows.left_out:
+        findings.rows.append(f"{key}: {used.counts()}")
+    return used
 
 
-def _check_lengths(key: str, rows: list[PromptRow], data: DataConfig, tokenizer: Any, findings: Findings) -> int:
-    """How many prompts fit; the tokenizer is None where it is not on this machine, and then all are taken to fit."""
-    if tokenizer is None or not rows:
-        return len(rows)
-    try:
-        kept, skipped = tokenize_prompts(rows, tokenizer, data.max_prompt_tokens, data.long_prompts)
-    except ValueError as error:
-        findings.problem(f"{key}: {error}")
-        return len(rows)
-    if skipped:
-        findings.note(f"{key}: {skipped} of {len(rows)} prompts are above data.max_prompt_tokens and will be skipped")
-    return len(kept)
+def is_local(source: str) -> bool:
+    """Whether the file is read here, so that what it lacks is known."""
+    return Path(source).is_file()
 
 
 def _check_hub_model(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from common.config.config import Config, EndpointConfig, JudgeConfig
@@ -24,26 +25,27 @@ TIMEOUT_S = 5.0
 LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
-def check_judge(config: Config, stages: Sequence[str], findings: Findings) -> int | None:
-    """What the rounds of stage iterate need of their judge; the parameters of judge.model, None where they are not known."""
+def check_judge(config: Config, stages: Sequence[str], findings: Findings) -> tuple[int | None, Any]:
+    """What the rounds of stage iterate need of their judge; (the parameters of judge.model, its tokenizer), None where they are
+    not known or not needed."""
     judge = config.judge
     if "iterate" not in stages or not config.adaptation.enabled:
-        return None
+        return None, None
     if judge.compares == "endpoint":
         _check_endpoint(judge.endpoint, findings)
     if judge.compares == "file":
         _check_file(judge, findings)
-    return _check_model(judge, config.rewarder.max_tokens, findings) if judge.compares == "model" else None
+    return _check_model(judge, config.rewarder.max_tokens, findings) if judge.compares == "model" else (None, None)
 
 
-def _check_model(judge: JudgeConfig, max_tokens: int, findings: Findings) -> int | None:
+def _check_model(judge: JudgeConfig, max_tokens: int, findings: Findings) -> tuple[int | None, Any]:
     assert judge.model is not None, "what compares is given"
     directory, tokenizer = check_model("judge.model", judge.model, judge.revision, False, findings)
     if directory is not None and Path(judge.model).is_dir():
         check_reward_model("judge.model", directory, [], findings, classifiers=True)
-    if tokenizer is not None:
-        check_template(tokenizer, [], [], max_tokens, findings, "judge.model")
-    return num_parameters(directory)
+    if tokenizer is not None and not check_template(tokenizer, max_tokens, findings, "judge.model"):
+        tokenizer = None
+    return num_parameters(directory), tokenizer
 
 
 def _check_endpoint(endpoint: EndpointConfig, findings: Findings) -> None:

@@ -6,15 +6,12 @@ Called by the preflight. Reads config.json and the headers of the safetensors fi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from common.data.data import PreferencePair, RatedResponse
 from common.types import Message
 from driver.preflight.findings import Findings, first_line
 
-TRIED_ROWS = 100  # conversations that the template and the length limit are tried on
 PROBE: tuple[Sequence[Message], str] = ((Message("user", "hello"),), "hello")
 
 
@@ -36,24 +33,16 @@ def check_reward_model(
         findings.problem(f"{key}: {directory} cannot be read: {first_line(error)}; download or export it again")
 
 
-def check_template(
-    tokenizer: Any,
-    ratings: Sequence[RatedResponse],
-    pairs: Sequence[PreferencePair],
-    max_tokens: int,
-    findings: Findings,
-    whose: str = "the reward model",
-) -> None:
-    """The template of the reward model that `whose` names ends a prompt where its conversation goes on, and the first rows of
-    the labels fit."""
+def check_template(tokenizer: Any, max_tokens: int, findings: Findings, whose: str = "the reward model") -> bool:
+    """Whether the template of the reward model that `whose` names ends a prompt where its conversation goes on: only then can
+    rows be tried under it."""
     from rewarder.scoring import check_length, render  # seconds to import
 
-    tried = [PROBE, *((row.messages, row.response) for row in islice(ratings, TRIED_ROWS))]
-    tried += [(pair.messages, response) for pair in pairs[:TRIED_ROWS] for response in (pair.chosen, pair.rejected)]
+    before = len(findings.problems)
     try:
-        for messages, response in tried:
-            check_length(render(tokenizer, messages, response), max_tokens)
+        check_length(render(tokenizer, *PROBE), max_tokens)
     except ValueError as error:
         findings.problem(f"{whose}'s tokenizer: {error}")
     except Exception as error:  # a template may raise anything
         findings.problem(f"{whose}'s chat template fails: {first_line(error)}")
+    return len(findings.problems) == before

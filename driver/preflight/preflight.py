@@ -26,7 +26,7 @@ from driver.preflight.chat import note_turns
 from driver.preflight.commands import check_commands
 from driver.preflight.environment import check_versions, visible_gpus
 from driver.preflight.findings import Findings
-from driver.preflight.inputs import check_data, check_functions, check_model
+from driver.preflight.inputs import Tokenizers, check_data, check_functions, check_model
 from driver.preflight.judge import check_judge
 from driver.preflight.labels import check_labels
 from driver.preflight.limits import check_judges_lengths, check_policy_lengths, check_scoring_lengths
@@ -67,11 +67,12 @@ FREE_ON_RESUME = (
 @dataclass(frozen=True, slots=True)
 class Report:
     """problems: one line each, empty where the run may start. plan: the placement table, its sums, disk and notes. said: what
-    a run says before it starts."""
+    a run says before it starts. rows: what becomes of the rows of each file, one line each."""
 
     problems: list[str]
     plan: list[str]
     said: list[str]
+    rows: list[str]
 
 
 def check(config: Config, stages: list[str], resume: bool) -> Report:
@@ -79,9 +80,11 @@ def check(config: Config, stages: list[str], resume: bool) -> Report:
     findings = Findings()
     said = _check_run_dir(config, resume, findings)
     policy, rewarder, tokenizer, rm_tokenizer = _check_models(config, stages, findings)
-    check_data(config, stages, tokenizer, findings)
-    check_labels(config, stages, rm_tokenizer, findings)
-    check_preferences(config, stages, tokenizer, findings)
+    judge, judge_tokenizer = check_judge(config, stages, findings)
+    tokenizers = Tokenizers(tokenizer, rm_tokenizer, judge_tokenizer)
+    check_data(config, stages, tokenizers, findings)
+    check_labels(config, stages, tokenizers, findings)
+    check_preferences(config, stages, tokenizers, findings)
     check_functions(config, findings)
     check_commands(config, stages, findings)
     if "export" in stages:
@@ -89,7 +92,6 @@ def check(config: Config, stages: list[str], resume: bool) -> Report:
     if any(BY_NAME[stage].queue for stage in stages):
         check_redis(config.redis, config.cluster, findings)
     building = [stage for stage in stages if stage != "export" or not is_current(config.run_dir)]  # else it only pushes
-    judge = check_judge(config, stages, findings)
     check_judges_lengths(config, stages, findings)
     _check_machine(config, building, _parameters(policy), findings)
     plan = _check_placement(config, building, (policy, rewarder, judge), findings)
@@ -98,7 +100,8 @@ def check(config: Config, stages: list[str], resume: bool) -> Report:
     if "iterate" in stages:
         said.append(_sync_tolerance(config))
     plan += [*said, *(f"note: {note}" for note in findings.notes)]
-    return Report(list(dict.fromkeys(findings.problems)), plan, said)
+    problems, rows = (list(dict.fromkeys(lines)) for lines in (findings.problems, findings.rows))
+    return Report(problems, plan, said, rows)
 
 
 def _check_models(

@@ -5,21 +5,21 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 EVERY_S = 5.0
 
 
-def say(text: str) -> None:
-    """Prints a line at once."""
-    print(text, flush=True)
+def say(text: str, to: TextIO | None = None) -> None:
+    """Prints a line at once, on stdout where no other place is given."""
+    print(text, flush=True, file=to)
 
 
 class Progress:
     """Prints how far something is, at most once in EVERY_S seconds and when it is done."""
 
-    def __init__(self, what: str, total: int, unit: str):
-        self._what, self._total, self._unit = what, total, unit
+    def __init__(self, what: str, total: int, unit: str, to: TextIO | None = None):
+        self._what, self._total, self._unit, self._to = what, total, unit, to
         self._done, self._started, self._printed = 0, time.monotonic(), time.monotonic()
 
     def advance(self, count: int, values: Mapping[str, float] | None = None) -> None:
@@ -40,7 +40,7 @@ class Progress:
             f"{elapsed:.0f} s" if done >= self._total else f"{elapsed / max(done, 1) * (self._total - done):.0f} s left"
         )
         shown = "".join(f"  {name} {value:.4g}" for name, value in (values or {}).items())
-        say(f"  {self._what}: {done}/{self._total} {self._unit}, {left}{shown}")
+        say(f"  {self._what}: {done}/{self._total} {self._unit}, {left}{shown}", self._to)
 
 
 class StepClock:

@@ -80,10 +80,10 @@ def prompts(tokenizer: PreTrainedTokenizerBase, pairs: Iterable[PreferencePair],
 def questions(tokenizer: PreTrainedTokenizerBase, path: Path) -> list[PromptRow]:
     """The first turn of each MT-bench question that fits. Raises DataError with the line that is not one."""
     found: list[PromptRow] = []
-    for where, raw in raw_rows(str(path)):
+    for number, raw in raw_rows(str(path)):
         turns = fields_of(raw).get("turns")
         if not isinstance(turns, list) or not turns or not isinstance(turns[0], str) or not turns[0].strip():
-            raise DataError(f'{where}: "turns" is {short(turns)}; wanted a list of texts, the first not empty')
+            raise DataError(f'{path}:{number}: "turns" is {short(turns)}; wanted a list of texts, the first not empty')
         messages = (Message("user", turns[0]),)
         if prompt_fits(tokenizer, messages):
             found.append(PromptRow(prompt_key(messages)[:16], messages, {"source": "questions"}))

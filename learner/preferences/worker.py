@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from common.config.config import Config
 from common.config.preference_checks import too_few
 from common.data.data import PreferencePair, read_pairs
+from common.data.rows import Rows
+from common.data.sides import pair_sides
 from common.types import FloatArray
 from learner.policy.source import revision_of, tokenizer_of
 from learner.preferences.folds import drawn, left_out
@@ -27,17 +29,21 @@ from learner.preferences.models import save_average, save_member, with_heads
 from learner.preferences.strength import check_differences
 from learner.ranks.engine import init_process_group, init_single_rank
 from learner.ranks.progress import Watched
+from rewarder.fitting import Fitting
 
 OBJECTIVE = "preference"  # of a kept model, where rewarder.preference names none
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """The members of one worker, by number: differences [m, P] of every pair in the file's order, and heads [m, H]."""
+    """The members of one worker, by number: differences [m, P] of every pair that is used, in the file's order, and heads
+    [m, H]; `numbers` of those pairs in the file, and what became of the others."""
 
     members: tuple[int, ...]
     differences: FloatArray
     heads: FloatArray
+    numbers: tuple[int, ...]
+    counts: str
 
 
 class PreferenceWorker(Watched):
@@ -60,7 +66,7 @@ class PreferenceWorker(Watched):
     def fit(self, policy: str, source: str, directory: str) -> Fitted:
         """Trains this worker's members on the pairs of `source`; each that has a backbone of its own and is to be kept is
         written to directory/member_<number>. Raises ValueError for too few pairs and for a member that says nothing."""
-        pairs = self._read(policy, source)
+        rows, pairs = self._read(policy, source)
         train, plan = self._trainer(pairs, policy), self._plan(pairs.rows)
         members = range(self._index, self._settings.members, self._settings.workers)
         differences, heads = np.empty((len(members), len(pairs.rows)), np.float32), []
@@ -72,13 +78,14 @@ class PreferenceWorker(Watched):
             heads.append(trained.head.numpy())
             if self._settings.keep_models and trained.model is not None:
                 save_member(trained.model, self._objective, Path(directory) / f"member_{member}", pairs.tokenizer)
-        return Fitted(tuple(members), differences, np.stack(heads))
+        return Fitted(tuple(members), differences, np.stack(heads), tuple(rows.numbers), rows.counts())
 
-    def _read(self, policy: str, source: str) -> Pairs:
-        rows = read_pairs(source)
+    def _read(self, policy: str, source: str) -> tuple[Rows[PreferencePair], Pairs]:
+        tokenizer, most = tokenizer_of(policy, self._config.policy), self._config.rewarder.max_tokens
+        rows = Fitting(tokenizer, most).usable(read_pairs(source), pair_sides)
         if problems := too_few(rows, self._settings, self._learner.reward_model.held_out_fraction):
             raise ValueError("; ".join(problems))
-        return paired(rows, tokenizer_of(policy, self._config.policy), self._config.rewarder.max_tokens)
+        return rows, paired(rows, tokenizer, most)
 
     def _plan(self, rows: Sequence[PreferencePair]) -> NDArray[np.bool_]:
         return left_out(rows, self._settings, self._learner.reward_model.held_out_fraction, self._config.run.seed)

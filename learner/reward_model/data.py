@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.config.config import DenoisingConfig, RewarderConfig, RewardTrainingConfig
 from common.data.data import PreferencePair, RatedResponse, read_pairs, read_ratings
+from common.data.fields import Answer
 from common.data.label_sources import (
     NO_PROGRAMS,
     LabelFiles,
@@ -27,12 +28,15 @@ from common.data.label_sources import (
     unknown_objectives,
     untrained_heads,
 )
+from common.data.rows import Rows
+from common.data.sides import pair_sides, rating_sides
 from common.data.sources import short
 from common.data.split import is_held_out, prompt_key
 from common.data.strengths import read_strengths
 from common.types import Message
 from learner.reward_model.denoising import denoised_pairs
-from rewarder.scoring import OVERFLOW, Rendered, check_length, render
+from rewarder.fitting import Fitting
+from rewarder.scoring import OVERFLOW, Rendered
 
 CHECKED_ROWS = 8192  # at a time: hidden states may be a memory-mapped file
 
@@ -59,6 +63,35 @@ class PromptSet:
     pairs: tuple[Pair, ...]
 
 
+@dataclass(frozen=True)
+class Labels:
+    """The ratings and pairs that the model can be used on, and their conversations, rendered once."""
+
+    ratings: Rows[RatedResponse]
+    pairs: Rows[PreferencePair]
+    fitting: Fitting
+
+    def counts(self) -> list[str]:
+        """What became of the rows of each file: one line a file."""
+        return [f"{rows.source}: {rows.counts()}" for rows in (self.ratings, self.pairs) if rows or rows.left_out]
+
+
+def read_labels(
+    files: LabelFiles,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    pair_weights: Sequence[float] | None = None,
+) -> Labels:
+    """The rows of the files, without those that are too long and pairs of equal tokens, which are counted. pair_weights are of
+    the losses of the pairs, in the file's order."""
+    fitting = Fitting(tokenizer, max_tokens)
+    rated = read_ratings(files.ratings) if files.ratings else Rows[RatedResponse]("")
+    paired = read_pairs(files.pairs) if files.pairs else Rows[PreferencePair]("")
+    if pair_weights is not None:
+        paired[:] = [replace(pair, weight=float(w)) for pair, w in zip(paired, pair_weights, strict=True)]
+    return Labels(fitting.usable(rated, rating_sides), fitting.usable(paired, pair_sides), fitting)
+
+
 def read_sides(
     files: LabelFiles,
     objectives: Sequence[str],
@@ -67,22 +100,31 @@ def read_sides(
     training: RewardTrainingConfig,
     pair_weights: Sequence[float] | None = None,
 ) -> tuple[list[PromptSet], list[PromptSet]]:
-    """(training, held out) from the files and the configured programs; training pairs are denoised, held-out ones as they came.
-    pair_weights are of the losses of the pairs, in the file's order.
+    """sides_of what read_labels finds."""
+    labels = read_labels(files, tokenizer, rewarder.max_tokens, pair_weights)
+    return sides_of(labels, files.strengths, objectives, rewarder, training)
+
+
+def sides_of(
+    labels: Labels,
+    strengths: str | None,
+    objectives: Sequence[str],
+    rewarder: RewarderConfig,
+    training: RewardTrainingConfig,
+) -> tuple[list[PromptSet], list[PromptSet]]:
+    """(training, held out) of the labels and the configured programs; training pairs are denoised, held-out ones as they came.
     Raises ValueError where a model that is to be trained (no rewarder.model) has an objective without a source of labels, or
     with ratings of held-out prompts alone; and for strengths of other pairs."""
-    fraction = training.held_out_fraction
-    rated = read_ratings(files.ratings) if files.ratings else []
-    paired = read_pairs(files.pairs) if files.pairs else []
-    if pair_weights is not None:
-        paired = [replace(pair, weight=float(w)) for pair, w in zip(paired, pair_weights, strict=True)]
-    sources = rated, rewarder.programs, rewarder.preference, len(paired)
+    fraction, paired = training.held_out_fraction, list(labels.pairs)
+    sources = labels.ratings, rewarder.programs, rewarder.preference, len(paired)
     if rewarder.model is None and (problems := untrained_heads(objectives, *sources, fraction)):
         raise ValueError("\n".join(problems))
     programs = load_programs(rewarder.programs)
     if paired and not training.denoising.is_neutral:
-        paired = _denoised(paired, files.strengths, training.denoising, fraction)
-    return split(prompt_sets(rated, paired, objectives, tokenizer, rewarder.max_tokens, programs), fraction)
+        paired = _denoised(paired, strengths, training.denoising, fraction)
+    fitting, most = labels.fitting, rewarder.max_tokens
+    sets = prompt_sets(labels.ratings, paired, objectives, fitting.tokenizer, most, programs, fitting)
+    return split(sets, fraction)
 
 
 def _denoised(
@@ -107,9 +149,11 @@ def prompt_sets(
     tokenizer: PreTrainedTokenizerBase,
     max_tokens: int,
     programs: Mapping[str, Program] = NO_PROGRAMS,
+    fitting: Fitting | None = None,
 ) -> dict[str, PromptSet]:
-    """Prompt key -> its set, in the order of first appearance; `programs` rate every response. Raises ValueError for
-    ratings of an unknown objective, and ProgramError."""
+    """Prompt key -> its set, in the order of first appearance; `programs` rate every response; `fitting` has conversations that
+    are rendered already. Raises ValueError for ratings of an unknown objective, ProgramError and ConversationTooLong."""
+    fitting = fitting or Fitting(tokenizer, max_tokens)
     if problems := unknown_objectives(ratings, objectives):
         raise ValueError("\n".join(problems))
     responses: dict[str, dict[str, dict[str, float | None]]] = {}
@@ -124,9 +168,10 @@ def prompt_sets(
         known.setdefault(pair.chosen, {})
         known.setdefault(pair.rejected, {})
         compared.setdefault(prompt_key(pair.messages), []).append(pair)
-    rest = (objectives, tokenizer, max_tokens)
     return {
-        key: _prompt_set(messages[key], _rated(programs, messages[key], known), compared.get(key, []), *rest)
+        key: _prompt_set(
+            messages[key], _rated(programs, messages[key], known), compared.get(key, []), objectives, fitting
+        )
         for key, known in responses.items()
     }
 
@@ -177,14 +222,13 @@ def _prompt_set(
     known: dict[str, dict[str, float | None]],
     compared: Sequence[PreferencePair],
     objectives: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    max_tokens: int,
+    fitting: Fitting,
 ) -> PromptSet:
     index = {response: i for i, response in enumerate(known)}
     values = [[np.nan if (v := scores.get(name)) is None else v for name in objectives] for scores in known.values()]
     return PromptSet(
         messages,
-        tuple(check_length(render(tokenizer, messages, response), max_tokens) for response in known),
+        tuple(fitting.whole(Answer(messages, response) for response in known)),
         np.array(values, dtype=np.float32).reshape(len(known), len(objectives)),
         tuple(Pair(index[p.chosen], index[p.rejected], p.target, p.margin, p.weight) for p in compared),
     )

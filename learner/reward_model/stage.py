@@ -26,7 +26,7 @@ from learner.reward_model import baseline, calibration, held_out, length_bias
 from learner.reward_model import training as reward_training
 from learner.reward_model.backbone_fit import Seeds, fit_backbone
 from learner.reward_model.calibration import preference_column
-from learner.reward_model.data import PromptSet, read_sides
+from learner.reward_model.data import PromptSet, read_labels, sides_of
 from learner.reward_model.training import Features
 from rewarder.aggregation import aggregation_of
 from rewarder.bradley_terry import new_scalar_model, save_classifier, stock_classifier
@@ -47,11 +47,12 @@ class RewardStage:
         `directory`, with its report; trains a Bradley-Terry model on the same pairs and writes it to `plain`, where that is
         given. Raises ValueError for labels that nothing can be learned from, and CheckpointError."""
         model, tokenizer = self._start(policy), self._tokenizer(policy)
-        sides = read_sides(files, model.objectives, tokenizer, self._rewarder, self._settings)
+        labels = read_labels(files, tokenizer, self._rewarder.max_tokens)
+        sides = sides_of(labels, files.strengths, model.objectives, self._rewarder, self._settings)
         if plain is not None:  # refused before anything is trained
             stock_classifier(model)
             baseline.paired(sides[0])
-        record = self._gated(model.to(self._device), *sides)
+        record = self._gated(model.to(self._device), *sides) | {"rows": labels.counts()}
         if self._rank == 0:
             model.save(directory, tokenizer)
         del model  # two models need not fit at once

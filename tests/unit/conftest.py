@@ -32,6 +32,7 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
     """Checks base.yaml with a good model, good prompts and no GPU, changed by key=value overrides."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(preflight, "visible_gpus", list)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     make_model(tmp_path / "policy")
     make_reward_model(tmp_path / "rm")
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"word {n}"}) + "\n" for n in range(5)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import string
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -37,7 +38,8 @@ Check = Callable[..., Report]
 
 def make_model(directory: Path, template: str | None = TEMPLATE, shape: Mapping[str, object] = TINY) -> Path:
     """A model directory whose weights are unreadable: whoever loads them fails."""
-    words = Tokenizer(WordLevel({"user": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    known = ["user", "[UNK]", "assistant", *string.ascii_lowercase, *(f"w{n}" for n in range(60))]
+    words = Tokenizer(WordLevel({word: at for at, word in enumerate(known)}, unk_token="[UNK]"))
     words.pre_tokenizer = Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
     tokenizer.chat_template = template

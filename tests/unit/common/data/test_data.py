@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from common.data import data
 from common.data.data import DataError, PreferencePair, PromptRow, RatedResponse
+from common.data.rows import MAX_PROBLEMS
 from common.types import Message
 
 HI = (Message("user", "hi"),)
@@ -92,7 +93,7 @@ def test_every_bad_line_is_listed(tmp_path: Path) -> None:
     found = problem(data.read_prompts, jsonl(tmp_path / "p.jsonl", "x", {"prompt": "a"}, "y")).splitlines()
     assert [line.split(": ")[0] for line in found] == [f"{tmp_path}/p.jsonl:1", f"{tmp_path}/p.jsonl:3"]
     many = problem(data.read_prompts, jsonl(tmp_path / "p.jsonl", *["x"] * 50)).splitlines()
-    assert len(many) == data.MAX_PROBLEMS + 1
+    assert len(many) == MAX_PROBLEMS + 1
 
 
 @pytest.mark.parametrize(

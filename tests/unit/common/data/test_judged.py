@@ -26,7 +26,7 @@ def jsonl(path: Path, *rows: object) -> Path:
 
 
 def one(tmp_path: Path, row: dict[str, object], slice_key: str | None = "subset") -> Judged:
-    (found,) = read_judged(jsonl(tmp_path / "r.jsonl", row), slice_key).rows
+    (found,) = read_judged(jsonl(tmp_path / "r.jsonl", row), slice_key)
     return found
 
 
@@ -54,7 +54,7 @@ def test_best_of_n_with_its_subset_and_id(tmp_path: Path) -> None:
     found = one(tmp_path, row)
     assert [answer.response for answer in found.answers] == ["a", "b", "c", "d", ""]
     assert (len(found.right), found.slice, found.row_id) == (2, "Ties", "tied:3")
-    assert one(tmp_path, row, None).slice == "all" and one(tmp_path, row, "source").slice == "all"
+    assert one(tmp_path, row, None).slice is None and one(tmp_path, row, "source").slice is None
 
 
 def test_sides_of_mt_bench_keep_their_own_turns(tmp_path: Path) -> None:
@@ -74,19 +74,21 @@ def test_rows_without_a_preference_are_counted(tmp_path: Path) -> None:
         {"input": "hi", "targets": {"choices": ["n", "y"], "labels": [1, 1]}},
     ]
     found = read_judged(jsonl(tmp_path / "r.jsonl", *rows), None)
-    assert found.rows == (PAIR,)
-    assert found.skipped == {
+    assert found == [PAIR]
+    assert found.left_out == {
         "a right and a wrong answer of the same text": 2,
         "no preference between the answers": 3,
     }
-    with pytest.raises(DataError, match="none of 1 rows holds a preference .*nothing to judge"):
+    with pytest.raises(
+        DataError, match="no row holds a preference .*1 left out: a right and a wrong .*nothing to judge"
+    ):
         read_judged(jsonl(tmp_path / "r.jsonl", rows[1]), None)
 
 
 def test_parquet_with_the_columns_of_rewardbench_2(tmp_path: Path) -> None:
     row = {"id": "7", "prompt": "hi", "chosen": ["y"], "rejected": ["n"], "num_correct": 1, "subset": "Math"}
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "r.parquet")
-    (found,) = read_judged(tmp_path / "r.parquet", "subset").rows
+    (found,) = read_judged(tmp_path / "r.parquet", "subset")
     assert (found.right, found.slice, found.row_id) == (PAIR.right, "Math", "7")
 
 

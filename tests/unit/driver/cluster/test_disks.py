@@ -145,7 +145,7 @@ class FarLearner(Learners):
     def reward_model(self, policy: str, files: LabelFiles, directory: str, baseline: str | None) -> dict[str, float]:
         for place, name in ((directory, "report.json"), (baseline, "config.json")):
             if place is not None:
-                write(self._other.at(place), **{name: '{"calibration_warnings": []}'})
+                write(self._other.at(place), **{name: '{"calibration_warnings": [], "rows": []}'})
         ends = {f"rm/pair_accuracy{end}": 0.5 for end in ("", "_low", "_high", "_uniform_gate", "_length")}
         return ends | {"rm/held_out_pairs": 9.0}
 

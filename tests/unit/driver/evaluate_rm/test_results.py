@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from common.data.judged import Answer, Judged
 from common.types import Message
@@ -16,7 +15,6 @@ from driver.evaluate_rm.measures import Outcome
 from driver.evaluate_rm.overlap import Overlap
 from driver.evaluate_rm.page import write_page
 from driver.evaluate_rm.results import results
-from driver.evaluate_rm.scores import without_long_rows
 from driver.evaluate_rm.sets import EvalSet
 from driver.evaluate_rm.tables import format_results
 from rewarder.rewardbench import Sectioned
@@ -68,15 +66,6 @@ def test_extra_tokens_are_those_of_the_right_answer_and_of_pairs_alone() -> None
     lengths = {"s": [Outcome((7.0,), (3.0,)), Outcome((2.0,), (5.0,))], "n": [Outcome((1.0,), (1.0, 2.0))]}
     found = extra_tokens([judged("s", ["a", "b"]), best_of_n], lengths)
     assert list(found) == ["s"] and found["s"].tolist() == [4.0, -3.0]
-
-
-def test_rows_that_are_too_long_are_left_out_whole() -> None:
-    sets = [judged("s", ["a", "b"]), judged("t", ["c"])]
-    kept, fits = without_long_rows(sets, np.array([1.0, np.nan, 2.0, 3.0, 4.0, 5.0]))
-    assert [len(found.rows) for found in kept] == [1, 1] and fits.tolist() == [False, False, True, True, True, True]
-    assert kept[0].skipped == {"longer than rewarder.max_tokens": 1} and kept[1].skipped == {}
-    with pytest.raises(ValueError, match="t: all 1 rows are longer than rewarder.max_tokens; raise it"):
-        without_long_rows(sets, np.array([1.0, 1.0, 1.0, 1.0, np.nan, 1.0]))
 
 
 def test_the_overlap_stands_with_each_set_where_it_is_known(tmp_path: Path) -> None:

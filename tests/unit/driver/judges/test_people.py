@@ -198,8 +198,8 @@ OTHER = json.dumps({**question(pair("p")), "preferred": "second"})
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "no answer (JSONDecodeError"),
-        ("3", "no answer (TypeError"),
+        ("{", "no answer (DataError: not valid JSON"),
+        ("3", "no answer (DataError: got 3"),
         ('{"key": "k", "preferred": "first"}', "no answer (KeyError: 'prompt')"),
         (LINE.replace('"first"}', '"third"}'), "preferred is 'third'; wanted one of first, second, tie, or null"),
         (LINE.replace("longer", "edited"), "the key is not that of this prompt, first and second"),

@@ -210,7 +210,7 @@ def test_the_page_has_everything_and_escapes_it(world: Path, fitted: Fitted, tmp
 def test_members_that_know_nothing_are_warned_of(world: Path, tmp_path: Path) -> None:
     pairs, config = read_pairs(world / "pairs.jsonl"), configured(*PLANTED)
     noise = np.random.default_rng(0).normal(0, 1, (4, len(pairs))).astype(np.float32)
-    found = strengths(world, config, Fitted((0, 1, 2, 3), noise, np.zeros((4, 1), np.float32)))
+    found = strengths(world, config, Fitted((0, 1, 2, 3), noise, np.zeros((4, 1), np.float32), (), ""))
     (warning,) = found.warnings
     assert (
         "not clearly above chance: these strengths are mostly noise; raise learner.preferences.learning_rate" in warning

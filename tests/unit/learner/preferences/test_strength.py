@@ -204,7 +204,7 @@ def test_strengths_of_other_pairs_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"strength_mean": None}, ':2: "strength_mean" is None; wanted a number: give the pairs.jsonl that stage pref'),
+        ({"strength_mean": None}, ':2: "strength_mean" is missing; got the keys'),
         ({"strength_std": -1.0}, ':2: "strength_std" is -1.0; wanted a number from 0 up'),
         ({"strength_std": True}, ':2: "strength_std" is True; wanted a number'),
     ],
