@@ -88,6 +88,8 @@ FORMATS: dict[str, tuple[Callable[[Any], Any], list[Row]]] = {
     ),
 }
 
+# How many times the examples of make test
+TIERS = pytest.mark.parametrize("times", [1, pytest.param(40, marks=pytest.mark.slow)])
 DEEP = "[" * 60 + "]" * 60
 DEEPEST = "[" * 100_000
 # Values as JSON spells them, so that a file may hold what json.dumps would not write
@@ -206,11 +208,12 @@ def test_every_value_in_every_column(tmp_path: Path, name: str) -> None:
                 check(read, written(tmp_path / "f.jsonl", [text, json.dumps(row)], "utf-8", "\n"), 2)
 
 
+@TIERS
 @pytest.mark.parametrize("name", FORMATS)
-def test_jsonl(tmp_path: Path, name: str) -> None:
+def test_jsonl(tmp_path: Path, name: str, times: int) -> None:
     read, rows = FORMATS[name]
 
-    @settled(50)
+    @settled(50 * times)
     @given(
         lines(rows),
         st.sampled_from(["utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-16-le", "latin-1"]),
@@ -240,11 +243,12 @@ def cells(value: Any) -> st.SearchStrategy[Any]:
     )
 
 
+@TIERS
 @pytest.mark.parametrize("name", FORMATS)
-def test_parquet(tmp_path: Path, name: str) -> None:
+def test_parquet(tmp_path: Path, name: str, times: int) -> None:
     read, rows = FORMATS[name]
 
-    @settled(30)
+    @settled(20 * times)
     @given(st.data(), st.integers(1, 4), st.one_of(st.none(), st.integers(0, 2000)))
     def law(data: st.DataObject, count: int, cut: int | None) -> None:
         base = data.draw(st.sampled_from(rows))  # one schema a file

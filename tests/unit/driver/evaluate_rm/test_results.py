@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from common.data.judged import Answer, Judged
 from common.types import Message
@@ -24,7 +25,7 @@ UNKNOWN = Overlap("not known", {})
 PAIR = Judged((Answer((Message("user", "p"),), "y"),), (Answer((Message("user", "p"),), "n"),))
 
 
-def judged(name: str, slices: Sequence[str]) -> EvalSet:
+def judged(name: str, slices: Sequence[str | None]) -> EvalSet:
     rows = tuple(
         Judged((Answer((Message("user", f"p{at}"),), "y"),), (Answer((Message("user", f"p{at}"),), "n"),), place)
         for at, place in enumerate(slices)
@@ -46,6 +47,26 @@ def test_the_table_by_hand() -> None:
     )
     assert lines[8] == "  lost to equal scores: gated 1"
     assert "pairs in a half of the prompts; 20 wanted" in lines[10]
+
+
+@pytest.mark.parametrize(
+    ("slices", "shown"),
+    [
+        ([None, "a"], {"all": 2, "no slice": 1, "a": 1}),
+        (["all", "a"], {"all": 2, "all (slice)": 1, "a": 1}),
+        (["all", None], {"all": 2, "all (slice)": 1, "no slice": 1}),
+        (["no slice", None, "all"], {"all": 3, "no slice (slice)": 1, "no slice": 1, "all (slice)": 1}),
+        (["all", "all (slice)"], {"all": 2, "all (slice) (slice)": 1, "all (slice)": 1}),
+        ([None, None], {"all": 2}),
+        (["all", "all"], {"all": 2}),
+    ],
+)
+def test_no_slice_takes_the_place_of_a_row_of_ours(slices: list[str | None], shown: dict[str, int]) -> None:
+    """Every other row is won, so that a row in the wrong slice would show."""
+    wins = [Outcome((1.0,), (0.0,)) if at % 2 else Outcome((0.0,), (1.0,)) for at in range(len(slices))]
+    found = results("m", None, UNKNOWN, [judged("s", slices)], {"gated": {"s": wins}}, {}).sets["s"].slices
+    assert {name: by["gated"].rows for name, by in found.items()} == shown
+    assert found["all"]["gated"].share.mean == pytest.approx(sum(at % 2 for at in range(len(slices))) / len(slices))
 
 
 def test_calibration_is_of_right_minus_wrong() -> None:

@@ -42,6 +42,23 @@ def ask(text: str) -> tuple[Message, ...]:
     return (Message("user", text),)
 
 
+def test_rows_that_the_model_cannot_use_are_left_out_and_counted(tmp_path: Path, tokenizer) -> None:
+    good = [{"prompt": f"w{n}", "chosen": "w2 w3", "rejected": "w4"} for n in range(50)]
+    bad = [{**good[0], "chosen": "w2 " * 60}, {**good[1], "chosen": "w4 "}]
+    said = (("w2", 1), ("w2", 0), ("w5 " * 60, 1))
+    write_jsonl(tmp_path / "p.jsonl", [*good, *bad])
+    write_jsonl(tmp_path / "r.jsonl", [{"prompt": "w1", "response": t, "scores": {"good": s}} for t, s in said])
+    files = LabelFiles(str(tmp_path / "r.jsonl"), str(tmp_path / "p.jsonl"))
+    labels = reward_data.read_labels(files, tokenizer, 50)
+    assert labels.counts() == [
+        f"{tmp_path}/r.jsonl: 3 rows, 1 used; 1 left out: merged with the row of the same prompt and response; 1 left out: "
+        "longer than rewarder.max_tokens; 1 ratings are the mean of several raters of one objective",
+        f"{tmp_path}/p.jsonl: 52 rows, 50 used; 1 left out: longer than rewarder.max_tokens; 1 left out: a right and a wrong "
+        "answer of the same tokens",
+    ]
+    assert labels.ratings[0].scores == {"good": 0.5} and labels.pairs.numbers == list(range(1, 51))
+
+
 def test_a_rated_response_in_a_pair_is_one_conversation(tokenizer) -> None:
     ratings = [
         RatedResponse(ask("w1"), "w2", {"good": 0.5, "safe": None}),
