@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from common.config.config import Config
-from common.data.data import messages_of
+from common.data.fields import messages_of
 from common.data.split import is_held_out
 from common.judge import JudgeItem, load_function
 from common.types import Message
