@@ -75,7 +75,7 @@ def _prompt_uses(config: Config, stages: Sequence[str], tokenizers: Tokenizers) 
 def _check_prompts(key: str, source: str, uses: Sequence[Use], data: DataConfig, findings: Findings) -> Rows[PromptRow]:
     """The prompts that fit; the others are a problem, or skipped, as data.long_prompts says."""
     rows: Rows[PromptRow] = read_rows(key, source, read_prompts, findings)
-    used = try_rows(key, rows, uses, findings)
+    used = try_rows(key, rows, uses, findings, said_elsewhere=LONG_PROMPT if data.long_prompts == "refuse" else None)
     skipped = used.left_out[LONG_PROMPT]
     if skipped and data.long_prompts == "refuse":
         place, tokens = _first_too_long(rows, used, uses[0])
@@ -198,11 +198,14 @@ def read_rows(key: str, source: str, read: Callable[[str], Rows[Any]], findings:
         return Rows(source)
 
 
-def try_rows(key: str, rows: Rows[Any], uses: Sequence[Use], findings: Findings) -> Rows[Any]:
-    """The rows that every use takes. Says what became of the rows of the file; a file of which nothing is left is a problem."""
+def try_rows(
+    key: str, rows: Rows[Any], uses: Sequence[Use], findings: Findings, said_elsewhere: str | None = None
+) -> Rows[Any]:
+    """The rows that every use takes. Says what became of the rows of the file; a file of which nothing is left is a problem,
+    unless rows were left out for a reason that is a problem by itself and `said_elsewhere`."""
     before = len(findings.problems)
     used = walk(key, rows, uses, findings)
-    if rows and not used and len(findings.problems) == before:
+    if rows and not used and len(findings.problems) == before and said_elsewhere not in used.left_out:
         findings.problem(f"{key}: {rows.source}: no row is left ({used.counts()}); raise the limit, or give other rows")
     if rows or rows.left_out:
         findings.rows.append(f"{key}: {used.counts()}")

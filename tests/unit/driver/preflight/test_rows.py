@@ -142,7 +142,7 @@ def test_a_second_look_reads_what_the_first_one_kept(check: Check, monkeypatch: 
     assert look() == ["data.preferences"], "another content of the same length"
     Path("p.jsonl").write_text(content)
     assert look() == []
-    Path("policy/chat_template.jinja").write_text(TEMPLATE + " ")
+    Path("policy/chat_template.jinja").write_text("{# another #}" + TEMPLATE)
     assert look() == ["data.preferences"], "another template"
     for file in kept.directory().iterdir():
         file.write_text("{")
