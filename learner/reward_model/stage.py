@@ -52,7 +52,7 @@ class RewardStage:
         if plain is not None:  # refused before anything is trained
             stock_classifier(model)
             baseline.paired(sides[0])
-        record = self._gated(model.to(self._device), *sides) | {"rows": labels.counts()}
+        record: dict[str, Any] = self._gated(model.to(self._device), *sides) | {"rows": labels.counts()}
         if self._rank == 0:
             model.save(directory, tokenizer)
         del model  # two models need not fit at once
