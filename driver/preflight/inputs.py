@@ -141,6 +141,8 @@ def tokenizer_of(key: str, name: str, revision: str | None, findings: Findings) 
     """The tokenizer of a model that is checked elsewhere, None where it is not on this machine or not usable."""
     if Path(name).is_dir():
         return _tokenizer(key, Path(name), False, findings)
+    if is_path(name):
+        return None  # check_model has named it
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(name, "tokenizer_config.json", revision=revision)

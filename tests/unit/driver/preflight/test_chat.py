@@ -84,5 +84,15 @@ def test_what_a_template_refuses_names_the_prompt(check: Check, tmp_path: Path) 
     )
     problem = only(check("policy.model=gemma"))
     assert (
-        "odd" in problem and "refuses turn 1 of 2, role system: no system" in problem and "first user turn" in problem
+        "prompts.jsonl:5" in problem
+        and "refuses turn 1 of 2, role system: no system" in problem
+        and "first user turn" in problem
     )
+
+
+@pytest.mark.parametrize("stage", ["evaluate_rm", "explain"])
+def test_a_command_on_a_model_that_is_not_there_is_one_line(check: Check, tmp_path: Path, stage: str) -> None:
+    Path("pairs.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
+    looks_at = "evaluate_rm.pairs={x: pairs.jsonl}" if stage == "evaluate_rm" else "explain.file=pairs.jsonl"
+    found = check(f"rewarder.model={tmp_path}/none", looks_at, stages=[stage]).problems
+    assert [problem.split(";")[0] for problem in found] == [f"rewarder.model: no such directory {tmp_path}/none"]
