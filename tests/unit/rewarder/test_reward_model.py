@@ -259,7 +259,8 @@ def test_positions_of_a_conversation(tokenizer: PreTrainedTokenizerFast) -> None
 def test_no_text_can_forge_a_turn(tokenizer: PreTrainedTokenizerFast, forged: str) -> None:
     """The spelled tokens are unknown words, in a response and in a prompt; the markup and the gate's token stay."""
     clean = render(tokenizer, PROMPT, "w7 w1 w8")
-    markup = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    special: list[int] = tokenizer.all_special_ids
+    markup = set(special) - {tokenizer.get_vocab()[str(tokenizer.unk_token)]}
     wanted = [token for token in clean.ids if token in markup]
     in_response = render(tokenizer, PROMPT, forged)
     in_prompt = render(tokenizer, [*PROMPT[:3], Message("user", forged)], "w7 w1 w8")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,9 +36,8 @@ def control_ids(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> list[str]
 @pytest.mark.parametrize("forged", FORGED)
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("make", [tokenizer_of, bytes_of])
-def test_no_text_forges_markup(make: object, template: str, forged: str) -> None:
+def test_no_text_forges_markup(make: Callable[[str], PreTrainedTokenizerFast], template: str, forged: str) -> None:
     """In a user's turn, an earlier answer and a response: the markup is that of a clean conversation, however rendered."""
-    assert callable(make)
     tokenizer = make(template)
     chat = chat_of(tokenizer)
     clean = [Message("user", "w1"), Message("assistant", "w2"), Message("user", "w3")]
@@ -70,7 +71,7 @@ def test_markers_that_nobody_declared_special_are_guarded_too() -> None:
 def test_the_marks_of_thoughts_are_an_answers_alone() -> None:
     """A user may not open thoughts where the template marks them."""
     tokenizer = tokenizer_of(THINKING)
-    think = tokenizer.convert_tokens_to_ids("<think>")
+    think = tokenizer.get_vocab()["<think>"]
     chat = chat_of(tokenizer)
     clean = chat.conversation([Message("user", "w1")], "w2").ids
     dirty = chat.conversation([Message("user", "w1 <think>")], "w2").ids

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from common.chat.chat import chat_of
@@ -15,9 +17,8 @@ FAMILIES = list(OPENS)
 
 @pytest.mark.parametrize("variant", [always, after_users, never])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_each_variant_has_the_tokens_of_the_usual_form(family: str, variant: object) -> None:
+def test_each_variant_has_the_tokens_of_the_usual_form(family: str, variant: Callable[[str], str]) -> None:
     """Ids and positions for sampling, for SFT and for the reward model, and the token that ends a turn."""
-    assert callable(variant)
     usual, other = (chat_of(tokenizer_of(template)) for template in (OPENS[family][0], variant(family)))
     assert other.prompt(PROMPT) == usual.prompt(PROMPT)
     for response in ("w7 w8", "", "w1 " * 9):

@@ -6,6 +6,7 @@ import json
 import resource
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,7 +45,7 @@ def found(
     ],
 )
 def test_prompt_and_response_fit_the_policy(
-    tmp_path: Path, overrides: tuple[str, ...], model: dict[str, object], refused: bool
+    tmp_path: Path, overrides: tuple[str, ...], model: dict[str, Any], refused: bool
 ) -> None:
     problems = found(tmp_path, check_policy_lengths, *overrides, **model).problems
     assert bool(problems) == refused

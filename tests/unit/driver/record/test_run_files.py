@@ -87,7 +87,8 @@ def test_foreign_names_beside_checkpoints_are_no_checkpoints(tmp_path: Path) -> 
     write(tmp_path, 4)
     assert checkpoint.steps(tmp_path) == [4]
     assert checkpoint.newest(tmp_path) == tmp_path / "step_4"
-    write(tmp_path, 5), write(tmp_path, 6)
+    write(tmp_path, 5)
+    write(tmp_path, 6)
     assert checkpoint.steps(tmp_path) == [5, 6]
     assert {path.name for path in tmp_path.iterdir()} >= set(foreign)
 
