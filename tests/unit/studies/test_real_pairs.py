@@ -183,5 +183,5 @@ def test_the_figure_is_of_training_pairs_and_repeats(tmp_path: Path) -> None:
 
 def test_pairs_without_strengths_are_refused(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "pairs.jsonl", [{"chosen": "a"}])
-    with pytest.raises(DataError, match="no strength_mean and no in_sample_mean; give the pairs.jsonl that stage"):
+    with pytest.raises(DataError, match="no strength_mean; give the pairs.jsonl that stage"):
         strength_figure.strengths_of(tmp_path / "pairs.jsonl")
