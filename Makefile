@@ -1,5 +1,5 @@
 # make quickstart [SEED=n]   the whole loop in the sandbox (minutes, 2 cores); again: goes on where it stopped
-# make test                  the tests that every change must pass: all kinds, real parts (ten minutes, 2 cores)
+# make test                  the tests that every change must pass: all kinds, real parts (eight minutes, 2 cores)
 # make test-all              these and the slow ones: every test but the long chaos runs (within the hour; docs/testing.md)
 # make chaos                 kills at random, real Redis
 # make check                 format, lint, types, import rules, unit tests (under three minutes)

@@ -89,16 +89,6 @@ STUDIES = (
         page="docs/studies.md",
     ),
     Study(
-        "floor",
-        "How much of the log-sigmoid's linear tail should the probability floor leave?",
-        tuple(
-            Arm(name, POLICY, (f"aggregation.probability_floor={eps}",), BREADTH)
-            for name, eps in (("eps_1e-2", 0.01), ("eps_1e-4", 0.0001), ("no_floor", 0.0))
-        ),
-        page="docs/studies.md",
-        seeds=(0, 1, 2),
-    ),
-    Study(
         "planted_hack",
         "One objective's raters like a harmless-looking word: how far does each aggregation fall for it?",
         (

@@ -78,7 +78,7 @@ def test_labels_are_bought_once(adapted: Path) -> None:
 def test_killed_after_a_round_and_resumed_is_bit_identical_and_buys_nothing_twice(
     adapted: Path, first: Path, launch: Launch, runs: Path
 ) -> None:
-    run = launch("run.name=killed-round", *ready_made(first), *OPEN)
+    run = launch("run.name=killed-round", *ready_made(first), *ROUNDS)
     run.wait_for("version 2 serves")  # but for a race before the checkpoint: the round is repeated
     run.kill(signal.SIGKILL)
     run.assert_gone()
