@@ -49,7 +49,8 @@ def test_the_stage_export_alone_writes_the_same_policy_from_the_checkpoint(
     shutil.copytree(first, runs / "again")
     shutil.rmtree(runs / "again" / "export")
     copied = yaml.safe_load((runs / "again" / "config.yaml").read_text())
-    (runs / "again" / "config.yaml").write_text(yaml.safe_dump({**copied, "run": {**copied["run"], "name": "again"}}))
+    copied["run"] |= {"name": "again", "dir": str(runs)}
+    (runs / "again" / "config.yaml").write_text(yaml.safe_dump(copied))
     run = launch("run.name=again", *FIRST, "--resume", "--stages", "export")
     run.assert_ends_well()
     name = "export/policy/model.safetensors"
