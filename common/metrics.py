@@ -20,6 +20,7 @@ STEP_NAMES = (
     "reward/linear_frac",
     "reward/floored_frac",
     "reward/all_good",
+    "reward/no_spread_frac",
     "policy/kl_ref",
     "policy/entropy",
     "policy/clip_frac",

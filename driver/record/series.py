@@ -49,6 +49,7 @@ HELP = {
     "reward_saturated_frac": "Share of terms so far above the reference that the transform hardly pays for more (z > 3)",
     "reward_linear_frac": "Share of terms far below the reference (z < -3) that the transform leaves as they are (slope >= .9)",
     "reward_floored_frac": "Share of terms so far below the reference that the floor has flattened them (slope < .5)",
+    "reward_no_spread_frac": "Share of groups whose responses all have the same reward, which teach nothing",
     "reward_all_good": "Mean probability that a response is good in every term at once",
     "reward_binding_term": "Share of responses in which raising this term would raise the reward most",
     "reference_coverage_term": "Share of the reference policy's own samples at or below r_ref, by term",
