@@ -99,7 +99,7 @@ def main() -> None:
 
 
 def config_of(seed: int, steps: int, updates: int) -> Config:
-    """As study adaptation; few steps have few prompts, of which half give evidence."""
+    """The settings are those of study adaptation; few steps have few prompts, of which half give evidence."""
     config = load_config(CONFIG, [*ROUNDS, f"run.seed={seed}", f"adaptation.steps={updates}"])
     enough = min(config.adaptation.min_pairs, max(1, steps * config.learner.groups_per_step // 4))
     return replace(config, adaptation=replace(config.adaptation, min_pairs=enough))

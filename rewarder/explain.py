@@ -17,7 +17,8 @@ from rewarder.aggregate import debias
 
 @dataclass(frozen=True)
 class Contributions:
-    """Of G responses to one prompt, float64: scores, debiased and contributions [G, K], gate_weights [K], total [G]."""
+    """The parts of the scores of G responses to one prompt, float64: scores, debiased and contributions [G, K],
+    gate_weights [K], total [G]."""
 
     scores: Tensor
     debiased: Tensor

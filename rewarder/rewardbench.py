@@ -97,7 +97,7 @@ class Margins:
 
 
 def margins(right: Sequence[float], wrong: Sequence[float]) -> Margins:
-    """Of one prompt's scores. Raises ValueError without a right or a wrong answer."""
+    """Margins of one prompt's scores. Raises ValueError without a right or a wrong answer."""
     if not right or not wrong:
         raise ValueError(
             f"a prompt of Ties has {len(right)} right and {len(wrong)} wrong answers; want at least one of each"
@@ -107,7 +107,7 @@ def margins(right: Sequence[float], wrong: Sequence[float]) -> Margins:
 
 
 def ties_score(reference: Mapping[str, Margins], tied: Mapping[str, Margins]) -> float:
-    """Of the prompts with one right answer (ids "ref:n") and those with many ("tied:n"), each by its n.
+    """Scores the prompts with one right answer (ids "ref:n") and those with many ("tied:n"), each by its n.
 
     .3 accuracy(tied) + .3 accuracy(reference) + .2 share[gap_tied > spread] + .2 share[min(gap_ref, gap_tied) > spread]
     + .01 mean tanh(min(gap_ref, gap_tied) / spread - 1), the last three over the n that both have; 0/0 counts as 0.

@@ -153,7 +153,7 @@ def states_of_group(model: GatedRewardModel, rendered: Sequence[Rendered], batch
 
 @torch.no_grad()
 def states_on_prompt(model: GatedRewardModel, rendered: Sequence[Rendered], batch_tokens: int) -> tuple[Tensor, Tensor]:
-    """The same with one pass of the prompt, and the responses on its keys and values. Equal but for rounding."""
+    """States from one pass of the prompt, with the responses on its keys and values. They are equal but for rounding."""
     prompt = rendered[0].ids[: rendered[0].prompt_end + 1]
     cache, ids = DynamicCache(config=model.backbone.config), torch.tensor([prompt], device=model.device)
     prompt_state = model.backbone(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[0, -1]

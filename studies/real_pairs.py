@@ -53,8 +53,8 @@ Groups = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one method: over all pairs, and over those of conversations that the policy was not trained on; gains are over the
-    baseline, p of the sign test."""
+    """What one method reaches: over all pairs, and over those of conversations that the policy was not trained on; gains
+    are over the baseline, p of the sign test."""
 
     accuracy: float
     low: float
@@ -182,7 +182,7 @@ def sign_test(gains: Floats, groups: Groups) -> float:
 
 
 def table(found: Mapping[str, Outcome], num_pairs: int, num_new: int) -> str:
-    """As Markdown."""
+    """Writes the table as Markdown."""
     head = [
         "method",
         f"accuracy, {num_pairs:,} pairs",

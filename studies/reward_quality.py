@@ -131,7 +131,7 @@ def _shuffled_gate(config: Config, model: GatedRewardModel, training: Features, 
 
 
 def _exchange(features: Features, seed: int) -> Features:
-    """The same with the prompts' features dealt to other prompts; responses of one prompt keep one gate."""
+    """Returns the features with those of prompts dealt to other prompts; responses of one prompt keep one gate."""
     first = torch.tensor(
         [int((features.prompt_of == p).nonzero()[0]) for p in range(int(features.prompt_of.max()) + 1)]
     )
@@ -140,7 +140,7 @@ def _exchange(features: Features, seed: int) -> Features:
 
 
 def _training_features(config: Config, model: GatedRewardModel, rm: Path) -> Features:
-    """Of the conversations that the reward model was trained on."""
+    """Extracts features of the conversations that the reward model was trained on."""
     tokenizer = AutoTokenizer.from_pretrained(rm / "model")
     files, settings = artifacts.label_files(rm), config.learner.reward_model
     training, _ = reward_data.read_sides(files, model.objectives, tokenizer, config.rewarder, settings)

@@ -125,7 +125,7 @@ def pair_loss(scores: Tensor, pairs: Tensor, labels: Sequence[Tensor]) -> Tensor
 
 
 def _loss(model: Scorer, labelled: Labelled, batch: Tensor, contrast: Contrast | None) -> Tensor:
-    """Of the pairs of a batch; a response that stands in several of them is passed once."""
+    """The loss of the pairs of a batch; a response that stands in several of them is passed once."""
     responses, pairs = labelled.rows[batch].unique(return_inverse=True)
     states, labels = labelled.states[responses], (labelled.targets[batch], labelled.margins[batch])
     if contrast is None:

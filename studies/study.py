@@ -80,7 +80,7 @@ class Unit:
         return load_config(CONFIG, [*self.arm.overrides, f"run.seed={self.seed}"])
 
     def config_hash(self) -> str:
-        """Of what the arm says, beyond the defaults of configs/base.yaml, and of the world: a new key with a default leaves
+        """Hashes what the arm says, beyond the defaults of configs/base.yaml, and of the world: a new key with a default leaves
         the rows valid, a changed setting does not."""
         return digest([self.arm.measure, sorted(self.arm.options), self.seed, explicit(self.config), world_hash()])
 

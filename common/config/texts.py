@@ -50,7 +50,7 @@ def hint_at(hint: Any, name: str) -> Any:
 
 
 def _as_written(node: yaml.Node, hint: Any) -> yaml.Node:
-    """The same node, in which every scalar that the type wants as text is text."""
+    """Returns the node with every scalar as text that its type wants as text."""
     inner, nullable = _without_null(hint)
     if isinstance(node, yaml.ScalarNode):
         is_null = node.tag == NULL and (nullable or not node.value)

@@ -27,7 +27,7 @@ IN_SAMPLE_MEAN, IN_SAMPLE_STD = "in_sample_mean", "in_sample_std"
 
 @dataclass(frozen=True, slots=True)
 class Strengths:
-    """Of P pairs in their order: mean [P] and population standard deviation [P] of the score differences, float64."""
+    """Strengths of P pairs in their order: mean [P] and population standard deviation [P] of score differences, float64."""
 
     mean: NDArray[np.float64]
     std: NDArray[np.float64]

@@ -182,7 +182,7 @@ class Group(Generic[W]):
         return Group(self._roles, [self._members[index] for index in indices], self._limit_s)
 
     def within(self, limit_s: float) -> Group[W]:
-        """The same members, with another deadline for their answers."""
+        """Returns the group with another deadline for its answers."""
         return Group(self._roles, self._members, limit_s)
 
     def all(self, method: Callable[Concatenate[W, P], R], *args: P.args, **kwargs: P.kwargs) -> list[R]:

@@ -89,7 +89,7 @@ def pair_accuracy(outcomes: Sequence[Outcome]) -> Accuracy:
 
 
 def calibrated(differences: Array, first_half: NDArray[np.bool_], extra_tokens: Array) -> Calibrated:
-    """Of pairs [N]: score(right) - score(wrong), which half a pair is in (by prompt), tokens(right) - tokens(wrong)."""
+    """Values of N pairs: score(right) - score(wrong), which half a pair is in (by prompt), tokens(right) - tokens(wrong)."""
     if reason := _unfit(differences, first_half):
         return Calibrated(math.nan, math.nan, math.nan, math.nan, (), Interval(math.nan), reason)
     logits = np.empty_like(differences)

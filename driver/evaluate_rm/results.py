@@ -110,7 +110,8 @@ def _names(slices: Sequence[str | None]) -> dict[str | None, str]:
 def _calibration(
     rows: Sequence[Judged], outcomes: Mapping[str, Sequence[Outcome]], extra_tokens: Array
 ) -> dict[str, Calibrated]:
-    """Of every scorer but the length itself. Which half a row is in follows from its prompt, so that no prompt is in both."""
+    """Calibrates every scorer but the length itself. Which half a row is in follows from its prompt, so that no prompt is
+    in both."""
     half = np.array([int(opening_key(row.right[0].messages)[:8], 16) % 2 == 0 for row in rows])
     differences = {
         scorer: np.array([outcome.right[0] - outcome.wrong[0] for outcome in mine])

@@ -84,7 +84,7 @@ class Strength:
         ]
 
     def histogram(self) -> Histogram:
-        """Of the training pairs, by kind."""
+        """Counts the strengths of the training pairs, by kind."""
         kept, kinds = ~self.held_out, {OUT_OF_FOLD: self.strength.mean, IN_SAMPLE: self.in_sample.mean}
         return strength.histogram({name: kinds[name][kept] for name in self.compared})
 

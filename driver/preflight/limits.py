@@ -62,7 +62,7 @@ def check_scoring_lengths(
 
 
 def check_judges_lengths(config: Config, stages: Sequence[str], findings: Findings) -> None:
-    """The same of a judge's model and of a baseline, where their directories are here."""
+    """Checks the lengths of a judge's model and of a baseline, where their directories are here."""
     judge, baseline = config.judge, config.evaluate_rm.baseline
     if "iterate" in stages and judge.compares == "model" and judge.model:
         check_scoring_lengths("judge.model", config, stages, _here(judge.model), findings)

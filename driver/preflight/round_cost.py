@@ -20,9 +20,9 @@ FORWARD_SHARE = 1 / 3  # of a forward and backward pass
 
 
 def adapter_bytes(config: Config, shape: Shape) -> float:
-    """Of one process. Tiers gate and heads: the weights as they serve, and the cached states (in RAM, so not of a GPU). Others:
-    the frozen weights as they serve, 16 bytes for each trained parameter, sharded by ZeRO, what a moving method keeps, and
-    under ZeRO-3 the whole model that the weights are brought back to (learner/adaptation/tiers.py)."""
+    """Counts the bytes of one process. Tiers gate and heads: the weights as they serve, and the cached states (in RAM, so
+    not of a GPU). Others: the frozen weights as they serve, 16 bytes for each trained parameter, sharded by ZeRO, what a
+    moving method keeps, and under ZeRO-3 the whole model that the weights are brought back to (learner/adaptation/tiers.py)."""
     adaptation, each = config.adaptation, DTYPE_BYTES[config.rewarder.dtype]
     if adaptation.tier in CACHED_TIERS:
         return each * shape.parameters + (0 if adaptation.gpus else _state_bytes(config, shape))
@@ -44,7 +44,7 @@ def adapter_detail(adaptation: AdaptationConfig) -> str:
 
 
 def trained_parameters(adaptation: AdaptationConfig, shape: Shape) -> int:
-    """Of the backbone, by the tiers that train it."""
+    """Counts the parameters of the backbone that a tier trains."""
     if adaptation.tier == "lora":
         return shape.low_rank_parameters(adaptation.lora_rank)
     if adaptation.tier == "top":  # and the final norm

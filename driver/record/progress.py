@@ -51,7 +51,7 @@ class StepClock:
         self.parts: dict[str, float] = {}
 
     def ends(self, part: str) -> None:
-        """What came since the part before was this one."""
+        """Ends a part, which began where the part before it ended."""
         now = time.monotonic()
         self.parts[part], self._last = now - self._last, now
 

@@ -106,7 +106,7 @@ def _gold(row: Mapping[str, Any]) -> Gold:
 
 
 def _with_intervals(gold: Gold, evaluations: Path) -> Gold:
-    """The same row, its objectives with intervals where the judged responses are there."""
+    """Returns the row, its objectives with intervals where the judged responses are there."""
     rows = _rows(evaluations / f"step_{gold.step}.jsonl")
     return replace(gold, objectives=_judged(0, rows).objectives) if rows else gold
 

@@ -86,7 +86,7 @@ class DriftWatch:
         return self._judged(_evidence(self._config, groups, number), _rewards(groups), number)
 
     def _judged(self, pairs: Sequence[PairItem], rewards: Rewards, number: int) -> Numbers:
-        """Of accuracy or gap; labels are bought as of round `number`."""
+        """Measures accuracy or gap; labels are bought as of round `number`."""
         of_pairs = [(rewards[pair.messages, pair.first], rewards[pair.messages, pair.second]) for pair in pairs]
         if self._settings.signal == "gap":
             items = [item for pair in pairs for item in pair.items]

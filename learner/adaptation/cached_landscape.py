@@ -124,7 +124,7 @@ class CachedLandscape:
         return gated + head + self._method.regression_weight * regression
 
     def _bradley_terry(self, values: dict[str, Tensor], features: Features, drawn: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the gated score, and of the head that pairs train (0 without one)."""
+        """The losses of the gated score and of the head that pairs train (0 without one)."""
         output = self._output(values, features, features.pairs[drawn].flatten())
         labels = features.pair_labels[drawn].to(self._model.device)
         neighbours = torch.arange(2 * len(drawn), device=self._model.device).reshape(-1, 2)

@@ -25,7 +25,8 @@ ROUNDING = 1e-9  # a change of exactly the wanted size counts
 
 
 def accuracy(rewards: Sequence[tuple[float, float]], preferred: Sequence[Preference]) -> Numbers:
-    """Of pairs with the rewards of (first, second) response and what the judge said; ties are left out, equal rewards wrong."""
+    """Says which pairs the reward orders as the judge does, by rewards of (first, second); ties are left out, equal rewards
+    wrong."""
     pairs = [
         pair if said == "first" else pair[::-1] for pair, said in zip(rewards, preferred, strict=True) if said != "tie"
     ]
@@ -45,8 +46,9 @@ def within_prompt(rewards: Sequence[Sequence[float]]) -> Numbers:
 
 
 def disagreement(scores: Sequence[NDArray[np.floating]]) -> Numbers:
-    """Of the members' scores [G, M] of each prompt's G responses: centred within the prompt for each member, then the standard
-    deviation (ddof 0) over members, averaged over all responses. Levels that the members do not share are no disagreement."""
+    """Measures how the members' scores [G, M] of each prompt's G responses differ: centred within the prompt for each
+    member, then the standard deviation (ddof 0) over members, averaged over all responses. Levels that the members do not
+    share are no disagreement."""
     if not scores:
         return ()
     centred = [group.astype(np.float64) - group.mean(axis=0, dtype=np.float64) for group in scores]

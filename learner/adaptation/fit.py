@@ -39,7 +39,7 @@ class Method:
         return Rules(adaptation.level, adaptation.min_pairs, adaptation.guard_accuracy, adaptation.guard_r2)
 
     def original_weight(self, has_fresh: bool) -> float:
-        """Of the loss on original data: it is all there is where nothing fresh is labelled."""
+        """The weight of the loss on original data, which is all there is where nothing fresh is labelled."""
         return self.settings.replay_weight if has_fresh else 1.0
 
 

@@ -157,8 +157,8 @@ def _look_ahead(landscape: Landscape, inner: InnerStep, weight: float, second_or
 
 @dataclass(frozen=True)
 class Passes:
-    """Of one update through the backbone: forward and backward passes over L's batch and over J's, and forward passes alone
-    over J's (the signs of its differences)."""
+    """Counts the passes of one update through the backbone: forward and backward passes over L's batch and over J's, and
+    forward passes alone over J's (the signs of its differences)."""
 
     pairs: int
     spread: int

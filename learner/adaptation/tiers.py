@@ -90,7 +90,7 @@ def _bring_back(engine: Engine, model: GatedRewardModel, method: Method) -> None
 
 
 def _settle(model: GatedRewardModel, dtype: torch.dtype) -> None:
-    """As it serves: plain layers in their dtype, nothing trained."""
+    """Leaves the model as it serves: plain layers in their dtype, nothing trained."""
     merge_lora(model.backbone)
     model.backbone.gradient_checkpointing_disable()
     nn.Module.to(model.backbone, dtype)

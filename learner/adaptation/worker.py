@@ -105,7 +105,7 @@ class RmAdapter(Watched):
         return self.propose_from(number, list(self._groups.values()))
 
     def propose_from(self, number: int, groups: Sequence[ScoredGroup]) -> Proposal:
-        """The same of these groups."""
+        """Proposes pairs of the groups given."""
         fraction = self._config.learner.reward_model.held_out_fraction
         doubt = self._doubt if self._settings.select == "disagreement" else None
         return propose(groups, *self._pairs, fraction, self._seed(number), doubt)
@@ -141,7 +141,7 @@ class RmAdapter(Watched):
         return of_pairs(pairs, self._settings.ensemble, self._rewarder, self._device).tolist()
 
     def disagreement(self, first_slot: int) -> float | None:
-        """Of adaptation.ensemble's members on the newest groups from first_slot on; None where there are none."""
+        """How far adaptation.ensemble's members differ on the newest groups from first_slot on; None where there are none."""
         self._read(first_slot)
         newest, ensemble = sorted(self._groups)[-self._settings.drift.pairs :], self._settings.ensemble
         assert ensemble is not None, "the configuration asks for an ensemble"
@@ -174,7 +174,7 @@ class RmAdapter(Watched):
         return Data(fit, evidence, unlabelled_sets(proposal.unlabelled, *rest, most), *bounded)
 
     def _bounded(self, sets: list[PromptSet]) -> list[PromptSet]:
-        """The same MOST_ORIGINAL_PROMPTS of them in every round."""
+        """Takes MOST_ORIGINAL_PROMPTS of them, the same ones in every round."""
         if len(sets) <= MOST_ORIGINAL_PROMPTS:
             return sets
         order = np.random.default_rng(self._config.run.seed).permutation(len(sets))

@@ -200,7 +200,7 @@ def _stage_1_settings(learner: LearnerConfig, sets: Sequence[PromptSet]) -> Rewa
 
 @torch.no_grad()
 def scores_of(model: GatedRewardModel, sets: Sequence[PromptSet], micro_batch_tokens: int) -> Tensor:
-    """Of every conversation, [N]."""
+    """Scores every conversation, [N]."""
     rendered = flatten(sets)[0]
     scores = torch.empty(len(rendered))
     for rows in batches([len(row.ids) for row in rendered], micro_batch_tokens):

@@ -29,7 +29,7 @@ SHOWN = (0.5, 99.5)  # per cent: what a histogram spans; the rest is in its firs
 
 @dataclass(frozen=True)
 class Moments:
-    """Of each pair over the `members` [P] that count: mean and population standard deviation [P], NaN where none does."""
+    """Weighs each pair over the `members` [P] that count: mean and population standard deviation [P], NaN where none does."""
 
     mean: Floats
     std: Floats
@@ -104,7 +104,7 @@ def moments(differences: Floats, counted: Mask) -> Moments:
 
 
 def accuracies(differences: Floats, counted: Mask) -> list[float]:
-    """Of each member, the share of its counted pairs whose chosen response it scores higher; NaN where it has none."""
+    """Gives each member the share of its counted pairs whose chosen response it scores higher; NaN where it has none."""
     return [
         float((gaps[kept] > 0).mean()) if kept.any() else float("nan")
         for gaps, kept in zip(differences, counted, strict=True)
@@ -135,7 +135,8 @@ def quantiles(mean: Floats) -> dict[str, float]:
 
 
 def histogram(values: dict[str, Floats], bins: int = BINS) -> Histogram:
-    """Of each list, on common edges with one at 0, that span SHOWN of all of them; what lies beyond is counted at the ends."""
+    """Counts each list on common edges with one at 0, that span SHOWN of all of them; what lies beyond is counted at the
+    ends."""
     low, high = np.percentile(np.concatenate(list(values.values())), SHOWN)
     width = max(high - low, 1e-12) / bins
     edges = width * np.arange(np.floor(low / width), np.ceil(high / width) + 1)

@@ -29,7 +29,7 @@ class Sequences:
     advantages: Tensor
 
     def to(self, device: torch.device) -> Sequences:
-        """The same sequences on a device."""
+        """Moves the sequences to a device."""
         return Sequences(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 

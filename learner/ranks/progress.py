@@ -27,7 +27,7 @@ class Watched:
     _progress = NOTHING
 
     def progress(self) -> Progress:
-        """Of the call in hand."""
+        """How far the call in hand is."""
         return self._progress
 
     def forget_progress(self) -> None:

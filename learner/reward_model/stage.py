@@ -167,7 +167,7 @@ class RewardStage:
         return self._rewarder.dtype if frozen else "float32"
 
     def _tokenizer(self, policy: str) -> Any:
-        """Of the model that is given, else of the policy."""
+        """Loads the tokenizer of the model that is given, else that of the policy."""
         if self._rewarder.model is None:
             return tokenizer_of(policy, self._policy)
         return AutoTokenizer.from_pretrained(self._rewarder.model, revision=self._rewarder.revision)
