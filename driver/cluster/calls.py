@@ -21,6 +21,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from common.errors import RunError
 
 DEAD_WITHIN_S = 10.0  # a lost node is noticed by its closed connections
+# glibc reads MALLOC_ARENA_MAX when a process starts, so it must be there before. Ray runs a role's methods on several threads;
+# each would have an arena of its own, which keeps what a step freed (a learner of 135 M parameters: 11.4 GB in place of 5.0).
+FOR_EVERY_ROLE = {"TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "1"}
 
 W = TypeVar("W")  # the class of a role
 T = TypeVar("T")
@@ -152,7 +155,7 @@ class Roles:
         return f". Dead: {', '.join(dead)}" if dead else ""
 
     def _options(self, name: str, place: Place) -> dict[str, Any]:
-        environment = {"OMP_NUM_THREADS": str(max(place.threads, 1)), "TOKENIZERS_PARALLELISM": "false"}
+        environment = {**FOR_EVERY_ROLE, "OMP_NUM_THREADS": str(max(place.threads, 1))}
         return {
             "name": f"{self._run}/{name}",
             "num_gpus": place.gpus,

@@ -101,6 +101,13 @@ def test_calls_by_the_methods_of_a_class(clerks: Group[Clerk]) -> None:
     assert clerks.have_answered(pending, 0.01)
 
 
+def test_a_role_has_one_arena_however_many_threads_it_has_and_so_have_its_children(
+    clerks: Group[Clerk], tmp_path: Path
+) -> None:
+    assert clerks.first(Clerk.arenas, str(tmp_path / "arenas.xml")) == (1, "1")
+    assert Clerk("here").arenas(str(tmp_path / "here.xml"))[0] > 1, "without the variable there are several"
+
+
 def test_an_error_names_the_role_what_it_was_asked_and_the_real_limit(clerks: Group[Clerk]) -> None:
     with pytest.raises(RoleError, match=r"^clerk-0, clerk-1 did not answer sleep within 0\.2 s; logs are in session"):
         clerks.within(0.2).all(Clerk.sleep, 1.0)
