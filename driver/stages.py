@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from common.errors import RunError
 from common.judge import JudgeItem, label_samples, load_function, without_equal_texts
 from common.model_size import DTYPE_BYTES, num_parameters
 from common.models import absolute
+from common.queue.queue import Queue, QueueError
+from driver.cluster.calls import RoleError
 from driver.cluster.cluster import Cluster
 from driver.cluster.run import Run
 from driver.commands import run_evaluate_rm, run_explain
@@ -33,6 +35,7 @@ from driver.loop.publish import Publisher
 from driver.loop.references import sample_prompts
 from driver.preferences.stage import run_preferences
 from driver.record import checkpoint
+from driver.record.dead_letters import note_letters
 from driver.record.loop_state import read_loop_state
 from driver.record.progress import say
 from driver.record.stage_inputs import changed_inputs, stage_inputs
@@ -124,10 +127,10 @@ def run_iterate(run: Run) -> None:
     models.connect(address)
     inputs = Inputs(run.directory, run.anchor, run.anchor_directory, prompts, held_out)
     loop = Loop(config, run.cluster, queue, address, inputs, models)
-    loop.run()
+    with _blaming(queue):
+        loop.run()
     run.policy_loaded = True
-    dead = [{"slot": d.slot, "stage": d.stage, "reason": d.reason} for d in queue.dead_letters()]
-    write_jsonl(run.directory / "dead_letters.jsonl", dead)
+    note_letters(run.directory, queue.dead_letters())
     if problems := loop.audit():
         raise StageError("the ledger does not add up:\n" + "\n".join(problems))
     say(f"  ledger: every slot ended once ({loop.summary()})")
@@ -181,6 +184,17 @@ RUN: dict[str, Callable[[Run], None]] = {  # the stages of common/config/stages.
 
 
 # ---- helpers ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _blaming(queue: Queue) -> Iterator[None]:
+    """Shutdown boundary: where a role ends the run, the slots that it had begun keep their attempts for the next --resume."""
+    try:
+        yield
+    except RoleError:
+        with suppress(QueueError):  # the server may be what died
+            queue.blame()
+        raise
 
 
 def _load_policy(run: Run) -> Path:

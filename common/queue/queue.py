@@ -1,12 +1,13 @@
 """The run's queue on Redis: slots, rollouts and scored groups, each handed on exactly once.
 
 Owns the keys `{run}:*` and the protocol over them (every change of state is one script of common/queue/scripts.py);
-used by the driver (begin, admit, reset, trim), actors (work -> rollouts), rewarders (rollouts -> scored) and the
+used by the driver (begin, admit, reset, trim, dead letters), actors (work -> rollouts), rewarders (rollouts -> scored) and the
 learner (read_scored with the cursor of its checkpoint). Waits for Redis: for new entries up to block_s, for room in
-push_rollouts, and for a restarting server up to retry_s; never for ever. The connection is common/queue/redis_link.py, the
+push_rollouts, and for a server that is away up to retry_s; never for ever. The connection is common/queue/redis_link.py, the
 embedded server common/queue/redis_server.py.
 
-Redelivery is normal: a worker that dies leaves its entries pending, and another takes them after reclaim_idle_s.
+Redelivery is normal: a worker that dies leaves its entries pending, and another takes them after reclaim_idle_s. A lost reply
+is no redelivery: the same call is sent again and gets the reply that was lost (common/queue/script_parts.py).
 Streams are never bounded by deletion; a full stream makes the producer wait.
 """
 
@@ -15,14 +16,15 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from common.config.config import RedisConfig
 from common.queue import scripts
 from common.queue.codec import DecodeError, decode_group, decode_scored, encode
+from common.queue.items import Caller, DeadLetter, Entry, RolloutItem, SettledLetter, WorkItem
 from common.queue.redis_link import Fenced, Link, QueueError, QueueFull, QueueRegression
 from common.queue.redis_server import EmbeddedRedis, ServerError
+from common.queue.script_parts import KEYS
 from common.types import RolloutGroup, ScoredGroup, ScoredRecord, SlotDropped
 
 __all__ = [
@@ -35,51 +37,13 @@ __all__ = [
     "QueueRegression",
     "RolloutItem",
     "ServerError",
+    "SettledLetter",
     "WorkItem",
 ]
 
-_GROUPS = {"work": "actors", "rollouts": "rewarders"}
 _SLICE_S = 1.0  # the longest single blocking read (the socket waits longer); between two, idle entries are looked for
 _PAGE = 64
 OLDEST_REDIS = (6, 2)
-
-
-@dataclass(frozen=True, slots=True)
-class WorkItem:
-    """A slot to roll out; attempt counts the deliveries of this slot at this stage, from 1."""
-
-    entry_id: str
-    slot: int
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class RolloutItem:
-    """A group to score."""
-
-    entry_id: str
-    slot: int
-    attempt: int
-    group: RolloutGroup
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A slot that ended without being trained, its reason, the stage it died in, and the bytes it died with."""
-
-    entry_id: str
-    slot: int
-    reason: str
-    stage: str
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    entry_id: str
-    slot: int
-    data: bytes
-    attempt: int
 
 
 class Queue:
@@ -101,8 +65,9 @@ class Queue:
         self.run, self.incarnation = run, incarnation
         self._config = config
         self._max_bytes = int(config.max_record_mib * 2**20)
-        self._keys = [f"{{{run}}}:{name}" for name in scripts.KEYS]
-        self._key: dict[str, str] = dict(zip(scripts.KEYS, self._keys, strict=True))
+        self._keys = [f"{{{run}}}:{name}" for name in KEYS]
+        self._key: dict[str, str] = dict(zip(KEYS, self._keys, strict=True))
+        self._caller = Caller()
         self._link = Link(url, password, run, retry_s)
 
     # -- driver -------------------------------------------------------------------------------------------------------
@@ -117,8 +82,14 @@ class Queue:
         return int(self._script(scripts.ADMIT, *slots)) if slots else 0
 
     def reset_in_flight(self) -> None:
-        """Forgets everything that was not yet scored. On resume, after `begin` and before workers get its number."""
+        """Forgets everything that was not yet scored. On resume, after `begin` and before workers get its number. Attempts are
+        forgotten too, unless `blame` was called: a driver that was killed is no slot's fault."""
         self._script(scripts.RESET, *sorted(self._slots("scored")))
+
+    def blame(self) -> None:
+        """Says that a role died at work: the attempts that are started and not finished count after the next reset, so that a
+        slot that kills its worker in every run is dead-lettered in the end."""
+        self._script(scripts.BLAME)
 
     def forget_scored_after(self, cursor: str) -> int:
         """Deletes the scored records after a checkpoint's cursor, so that their slots are sampled again in whole batches.
@@ -128,6 +99,18 @@ class Queue:
     def trim_scored(self, cursor: str) -> int:
         """Deletes the scored records before the cursor of the oldest checkpoint kept; their slots count as ended."""
         return int(self._script(scripts.TRIM, cursor))
+
+    def settled_letters(self) -> list[SettledLetter]:
+        """The dead letters of slots that `trim_scored` has ended: to be written down, then forgotten."""
+        found = self._script(scripts.SETTLED)
+        return [
+            SettledLetter(_text(i), int(slot), _text(why), _text(where), int(n)) for i, slot, why, where, n in found
+        ]
+
+    def forget_letters(self, letters: Sequence[SettledLetter]) -> None:
+        """Deletes these dead letters; `depths` still counts them."""
+        for at in range(0, len(letters), _PAGE):
+            self._script(scripts.FORGET_DEAD, *(letter.entry_id for letter in letters[at : at + _PAGE]))
 
     def delete_run(self) -> None:
         """Deletes everything of the run but its incarnation: what an earlier driver left running stays fenced."""
@@ -162,7 +145,8 @@ class Queue:
         deadline = time.monotonic() + block_s
         while True:
             entries = self._take("rollouts", consumer, max_groups, max(0.0, deadline - time.monotonic()))
-            items = [item for entry in entries if (item := self._decode_rollout(entry)) is not None]
+            found = zip(entries, self._data(entries), strict=True)
+            items = [item for entry, data in found if (item := self._decode_rollout(entry, data)) is not None]
             if items or not entries:
                 return items
 
@@ -207,7 +191,7 @@ class Queue:
         return self._slots("work") | self._slots("rollouts")
 
     def dead_letters(self) -> list[DeadLetter]:
-        """Every dead letter of the run, oldest first."""
+        """Every dead letter that has not been forgotten, oldest first."""
         entries = self._link.call(lambda: self._link.client.xrange(self._key["dead"]))
         return [
             DeadLetter(_text(entry), int(f[b"slot"]), _text(f[b"reason"]), _text(f[b"stage"]), f[b"data"])
@@ -215,9 +199,11 @@ class Queue:
         ]
 
     def depths(self) -> dict[str, int]:
-        """How many entries each stream holds: work, rollouts, scored, dead."""
+        """How many entries each stream holds: work, rollouts, scored; dead: how many dead letters there were in all."""
         names = ("work", "rollouts", "scored", "dead")
-        return {name: int(self._link.call(lambda key=self._key[name]: self._link.client.xlen(key))) for name in names}
+        held = {name: int(self._link.call(lambda key=self._key[name]: self._link.client.xlen(key))) for name in names}
+        gone = self._link.call(lambda: self._link.client.hget(self._key["meta"], "dead_gone"))
+        return {**held, "dead": held["dead"] + int(gone or 0)}
 
     def check(self) -> str:
         """The server's run id, which changes when it restarts. Raises QueueError if it cannot be reached, refuses the password
@@ -236,41 +222,38 @@ class Queue:
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _take(self, stage: str, consumer: str, most: int, block_s: float) -> list[_Entry]:
+    def _take(self, stage: str, consumer: str, most: int, block_s: float) -> list[Entry]:
         deadline = time.monotonic() + block_s
-        wait: int | None = None
         while True:
-            entries = self._read_new(stage, consumer, most, wait) or self._reclaim(stage, consumer, most)
+            entries, last = self._take_now(stage, consumer, most)
             alive = [entry for entry in entries if not self._exhausted(stage, entry)]
             wait = _block_ms(deadline)
             if alive or wait is None:
                 return alive
+            if not entries:
+                self._await_entry(stage, last, wait)
+
+    def _take_now(self, stage: str, consumer: str, most: int) -> tuple[list[Entry], str]:
+        """What there is at once, each counted as started, and the last entry that anyone was given."""
+        idle = int(self._config.reclaim_idle_s * 1000)
+        taken, last = self._script(scripts.TAKE, stage, consumer, most, idle, self._config.max_attempts)
+        return [Entry(_text(entry), int(slot), int(attempt)) for entry, slot, attempt in taken], _text(last)
+
+    def _await_entry(self, stage: str, last: str, wait_ms: int) -> None:
+        """Waits for an entry that nobody was given. It only looks: a reply that is lost here costs nothing."""
+        client, key = self._link.client, self._key[stage]
+        self._link.call(lambda: client.xread({key: last}, count=1, block=wait_ms))
+
+    def _data(self, entries: Sequence[Entry]) -> list[bytes | None]:
+        """The payload of each rollouts entry; None where it has moved on since it was taken."""
+        return self._script(scripts.DATA, "rollouts", *(entry.entry_id for entry in entries)) if entries else []
 
     def _read_after(self, cursor: str, most: int, wait: int | None) -> list[tuple[bytes, dict[bytes, bytes]]]:
         key, client = self._key["scored"], self._link.client
         answer = self._link.call(lambda: client.xread({key: cursor}, count=most, block=wait))
         return answer[0][1] if answer else []
 
-    def _read_new(self, stage: str, consumer: str, most: int, wait: int | None) -> list[_Entry]:
-        """Entries that nobody had yet, counted as started."""
-        key, group = self._key[stage], _GROUPS[stage]
-        answer = self._link.call(
-            lambda: self._link.client.xreadgroup(group, consumer, {key: ">"}, count=most, block=wait)
-        )
-        if not answer:
-            return []
-        found = [(_text(entry), _text(f[b"slot"]), f.get(b"data", b"")) for entry, f in answer[0][1]]
-        pairs = [text for entry, slot, _ in found for text in (entry, slot)]
-        attempts = self._script(scripts.START, stage, consumer, *pairs)
-        return [_Entry(e, int(slot), data, int(n)) for (e, slot, data), n in zip(found, attempts, strict=True)]
-
-    def _reclaim(self, stage: str, consumer: str, most: int) -> list[_Entry]:
-        """Entries whose holder has not answered for reclaim_idle_s."""
-        idle = int(self._config.reclaim_idle_s * 1000)
-        found = self._script(scripts.RECLAIM, stage, consumer, idle, most, self._config.max_attempts)
-        return [_Entry(_text(entry), int(slot), data, int(attempt)) for entry, slot, data, attempt in found]
-
-    def _exhausted(self, stage: str, entry: _Entry) -> bool:
+    def _exhausted(self, stage: str, entry: Entry) -> bool:
         if entry.attempt <= self._config.max_attempts:
             return False
         reason = f"{stage}: {self._config.max_attempts} attempts were started and none finished"
@@ -287,13 +270,15 @@ class Queue:
         record = encode(SlotDropped(slot, reason))
         return bool(self._script(scripts.DROP, stage, entry_id, slot, _bytes(reason), payload, record))
 
-    def _decode_rollout(self, entry: _Entry) -> RolloutItem | None:
+    def _decode_rollout(self, entry: Entry, data: bytes | None) -> RolloutItem | None:
+        if data is None:
+            return None
         name = f"rollouts/{entry.entry_id}"
         try:
-            group = decode_group(entry.data, name, self._max_bytes)
+            group = decode_group(data, name, self._max_bytes)
             _check_slot(name, group.slot, entry.slot)
         except DecodeError as error:  # a named boundary: what cannot be read ends here, with its reason
-            self._drop("rollouts", entry.entry_id, entry.slot, str(error), entry.data)
+            self._drop("rollouts", entry.entry_id, entry.slot, str(error), data)
             return None
         return RolloutItem(entry.entry_id, entry.slot, entry.attempt, group)
 
@@ -317,7 +302,7 @@ class Queue:
             start = f"({_text(page[-1][0])}"
 
     def _script(self, source: str, *args: str | bytes | int) -> Any:
-        return self._link.script(source, self._keys, [self.incarnation, *args])
+        return self._link.script(source, self._keys, [self.incarnation, *args, *self._caller.next()])
 
 
 def _block_ms(deadline: float) -> int | None:

@@ -16,6 +16,7 @@ from common.queue.ledger import Ledger
 from common.queue.queue import Queue
 from driver.cluster.cluster import Cluster
 from driver.record import checkpoint
+from driver.record.dead_letters import note_letters
 from driver.record.loop_state import LoopState
 
 
@@ -39,9 +40,12 @@ class Checkpoints:
         self._saving_s = time.monotonic() - started
 
     def trim(self) -> None:
-        """Deletes the scored records that no kept checkpoint needs."""
+        """Deletes the scored records that no kept checkpoint needs, and moves the dead letters of their slots to the disk."""
         oldest = self._directory / f"step_{checkpoint.steps(self._directory)[0]}"
         self._queue.trim_scored(_ledger(oldest)["cursor"])
+        letters = self._queue.settled_letters()
+        note_letters(self._directory.parent, letters)
+        self._queue.forget_letters(letters)
 
     def take_saving_s(self) -> float:
         """Returns the seconds that the last checkpoint took, once; 0 where none was written since it was asked."""

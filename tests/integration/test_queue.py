@@ -16,7 +16,16 @@ import pytest
 
 from common.config.config import RedisConfig
 from common.queue.codec import EncodeError
-from common.queue.queue import EmbeddedRedis, Fenced, Queue, QueueError, QueueRegression, RolloutItem, ServerError
+from common.queue.queue import (
+    EmbeddedRedis,
+    Fenced,
+    Queue,
+    QueueError,
+    QueueFull,
+    QueueRegression,
+    RolloutItem,
+    ServerError,
+)
 from common.types import Prompt, Reward, Rollout, RolloutGroup, ScoredGroup, SlotDropped
 from tests.queues import scored_slots_after
 
@@ -251,6 +260,72 @@ def test_reset_keeps_what_was_scored_and_forgets_the_rest(queue: Queue) -> None:
     assert queue.slots_in_flight() == set()
     assert queue.admit(range(6)) == 4
     assert [(i.slot, i.attempt) for i in queue.take_work("actor", 9, 0)] == [(2, 1), (3, 1), (4, 1), (5, 1)]
+
+
+def crash_and_resume(queue: Queue, role_died: bool) -> None:
+    if role_died:
+        queue.blame()
+    queue.begin()
+    queue.reset_in_flight()
+    roll_out(queue, 3)
+
+
+@pytest.mark.parametrize(("role_died", "attempts"), [(True, [1, 2, 3]), (False, [1, 1, 1, 1, 1])])
+def test_a_group_that_ends_every_run_is_given_up(queue: Queue, role_died: bool, attempts: list[int]) -> None:
+    """Slot 0 kills its scorer, and the run ends and is resumed; where the driver alone was killed, slot 0 is not to blame."""
+    roll_out(queue, 3)
+    seen = list[int]()
+    for _ in range(5):
+        for item in queue.take_rollouts("rewarder", 1, 0):
+            if item.slot == 0:
+                seen.append(item.attempt)
+        crash_and_resume(queue, role_died)
+    assert seen == attempts
+    assert [letter.slot for letter in queue.dead_letters()] == ([0] if role_died else [])
+
+
+def test_settled_dead_letters_can_be_forgotten_and_stay_counted(queue: Queue) -> None:
+    queue.admit(range(3))
+    for item in queue.take_work("actor", 2, 0):
+        queue.drop(item, f"why {item.slot}", b"bytes")
+    cursor = queue.read_scored("0-0", 9, 0)[1][0]
+    assert queue.settled_letters() == []
+    queue.trim_scored(cursor)  # slot 0 can come back no more; slot 1 still can
+    (letter,) = queue.settled_letters()
+    assert (letter.slot, letter.reason, letter.stage, letter.num_bytes) == (0, "why 0", "work", 5)
+    queue.forget_letters([letter])
+    queue.forget_letters([letter])
+    assert [left.slot for left in queue.dead_letters()] == [1]
+    assert queue.depths()["dead"] == 2
+    assert queue.settled_letters() == []
+
+
+def test_a_full_server_refuses_work_and_still_hands_on_and_trims(tmp_path: Path) -> None:
+    server = EmbeddedRedis(tmp_path / "redis", maxmemory_bytes=6 * 2**20)
+    server.start()
+    queue = Queue(server.url, server.password, "full", CONFIG, retry_s=2)
+    queue.begin()
+    big = RedisConfig(None, "X", 100, 1, 3, 60.0)
+    queue._config = big
+    queue.admit(range(60))
+    pushed = 0
+    with pytest.raises(QueueError, match="stayed full"):
+        for item in queue.take_work("actor", 60, 0):
+            queue.push_rollouts(item, group(item.slot, tokens=20_000), timeout_s=0.3)
+            pushed += 1
+    assert 5 < pushed < 60
+    items = queue.take_rollouts("rewarder", 2, 0)
+    assert [item.slot for item in items] == [0, 1]
+    with pytest.raises(QueueFull):
+        queue.push_scored(items[0], scored(items[0].group))
+    queue._link.client.config_set("maxmemory", 0)
+    for item in items:
+        queue.push_scored(item, scored(item.group))
+    queue._link.client.config_set("maxmemory", 2**20)
+    cursor = queue.read_scored("0-0", 9, 0)[1][0]
+    assert queue.trim_scored(cursor) == 1
+    assert queue.depths() == {"work": 60 - pushed, "rollouts": pushed - 2, "scored": 1, "dead": 0}
+    server.stop()
 
 
 def test_trimmed_slots_stay_ended_through_a_reset(queue: Queue) -> None:

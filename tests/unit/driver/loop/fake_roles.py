@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common.queue.queue import Queue
+from common.queue.queue import Queue, SettledLetter
 from driver.cluster.doors import Learners
 from learner.worker import BatchStatus
 from tests.unit.driver.fake_groups import group_of
 
 
 class NotingQueue(Queue):
-    """A queue without a server: `admitted` are its slots in order, `trimmed` the cursors."""
+    """A queue without a server: `admitted` are its slots in order, `trimmed` the cursors, `forgotten` letters it let go."""
 
     def __init__(self) -> None:
         self.admitted, self.trimmed, self.in_flight = list[int](), list[str](), set[int]()
+        self.letters, self.forgotten = list[SettledLetter](), list[SettledLetter]()
 
     def admit(self, slots: Sequence[int]) -> int:
         self.admitted += slots
@@ -23,6 +24,12 @@ class NotingQueue(Queue):
     def trim_scored(self, cursor: str) -> int:
         self.trimmed.append(cursor)
         return 0
+
+    def settled_letters(self) -> list[SettledLetter]:
+        return self.letters
+
+    def forget_letters(self, letters: Sequence[SettledLetter]) -> None:
+        self.forgotten += letters
 
     def slots_in_flight(self) -> set[int]:
         return self.in_flight

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from common.config.file import BASE, load_config
 from common.queue.ledger import Ledger
+from common.queue.queue import SettledLetter
 from driver.cluster.cluster import Cluster
 from driver.loop.checkpoints import Checkpoints
 from driver.record.loop_state import LoopState, read_loop_state
@@ -42,6 +43,21 @@ def test_the_stream_keeps_what_the_oldest_kept_checkpoint_needs(tmp_path: Path) 
     assert queue.trimmed == ["4-0", "4-0", "8-0"], "two are kept, so the third lets go of the first"
     newest = kept.newest()
     assert newest is not None and newest.name == "step_3" and read_loop_state(newest) == LoopState(step=3)
+
+
+def test_a_dead_letter_is_on_the_disk_before_the_queue_forgets_it(tmp_path: Path) -> None:
+    queue = NotingQueue()
+    queue.letters = [SettledLetter("1-0", 3, "bad bytes", "rollouts", 9)]
+    kept = checkpoints(tmp_path, queue, SavingLearner())
+    kept.save(LoopState(step=1))
+    queue.letters.append(SettledLetter("2-0", 5, "too long", "work", 0))
+    kept.save(LoopState(step=2))
+    rows = [json.loads(line) for line in (tmp_path / "dead_letters.jsonl").read_text().splitlines()]
+    assert rows == [
+        {"slot": 3, "stage": "rollouts", "reason": "bad bytes"},
+        {"slot": 5, "stage": "work", "reason": "too long"},
+    ]
+    assert [letter.slot for letter in queue.forgotten] == [3, 3, 5]
 
 
 def test_the_time_of_a_checkpoint_is_given_to_one_line_alone(tmp_path: Path) -> None:
