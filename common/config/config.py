@@ -200,7 +200,7 @@ class LearnerConfig:
     gpus: float = field(metadata=number(0, 64, "GPUs"))
     threads: int = field(metadata=number(1, 1024))
     zero_stage: int = field(metadata=number(0, 3))
-    autocast: bool
+    autocast: bool | None
     gradient_checkpointing: bool
     micro_batch_tokens: int = field(metadata=number(1, 10**9, "tokens"))
     groups_per_step: int = field(metadata=number(1, 10**6))

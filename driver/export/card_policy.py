@@ -104,9 +104,17 @@ def _policy_settings(config: Config) -> list[tuple[str, object]]:
         ("optimizer", f"AdamW, learning rate {learner.learning_rate:g}, {clip}"),
         ("KL to the reference", f"{learner.kl_coef:g} ({learner.kl_estimator})"),
         ("staleness", f"at most {iteration.max_staleness} step(s)"),
-        ("precision", f"float32 parameters, bfloat16 passes: {learner.autocast}; saved in {config.policy.dtype}"),
+        (
+            "precision",
+            f"float32 parameters, bfloat16 passes: {_passes(learner.autocast)}; saved in {config.policy.dtype}",
+        ),
         ("seed", config.run.seed),
     ]
+
+
+def _passes(autocast: bool | None) -> str:
+    """Whether trained passes were in bfloat16, as far as the configuration says it."""
+    return "where the hardware multiplies bfloat16" if autocast is None else ("yes" if autocast else "no")
 
 
 def _gold(facts: Facts) -> str:

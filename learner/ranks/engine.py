@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from common.config.config import LearnerConfig
 from learner.ranks.perturb import trained_weights
+from learner.ranks.precision import autocasts
 
 TAG = "deepspeed"
 
@@ -53,7 +54,7 @@ class Engine:
     def __init__(self, module: nn.Module, config: LearnerConfig, learning_rate: float, device: torch.device):
         import deepspeed
 
-        self._autocast, self._device = config.autocast, device
+        self._autocast, self._device = autocasts(config.autocast, device), device
         self._learning_rate, self._zero_stage = learning_rate, config.zero_stage
         trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
