@@ -160,6 +160,8 @@ class RewardTrainingConfig:
     stage_1: str = field(metadata=choice(("regression", "ridge")))
     feature_cache: str | None = field(metadata=path())
     epochs: int = field(metadata=number(1, 1000))
+    patience: int | None = field(metadata=number(1, 1000))
+    validation_fraction: float = field(metadata=number(0.01, 0.5))
     batch_size: int = field(metadata=number(1, 10**6))
     learning_rate: float = field(metadata=number(0, 10, above=True))
     lora_rank: int | None = field(metadata=number(1, 1024))

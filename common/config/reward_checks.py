@@ -24,10 +24,29 @@ def wrong_reward_training(config: Config) -> list[str]:
             f"learner.reward_model.lora_rank is {training.lora_rank}, but stage_1: ridge leaves the backbone as it is; use "
             "stage_1: regression, or lora_rank: null"
         )
+    found += _wrong_patience(training)
     found += _wrong_denoising(training.denoising) + _wrong_contrastive(training)
     if not training.denoising.is_neutral:
         found += _no_pairs_to_denoise(config)
     return found + (_wrong_baseline(config) if training.baseline else [])
+
+
+def _wrong_patience(training: RewardTrainingConfig) -> list[str]:
+    """Why nothing could stop early."""
+    patience, where = training.patience, "learner.reward_model.patience"
+    if patience is None:
+        return []
+    if training.stage_1 == "ridge":
+        return [
+            f"{where} is {patience}, but stage_1: ridge fits heads in closed form, which never stops early; use stage_1: "
+            "regression, or patience: null"
+        ]
+    if training.epochs > patience:
+        return []
+    return [
+        f"{where} is {patience} and epochs, the most there may be, is {training.epochs}, so nothing could stop early: raise "
+        f"epochs above {patience}, or set patience: null"
+    ]
 
 
 def _taken_names(objectives: Sequence[str]) -> list[str]:

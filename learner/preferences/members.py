@@ -190,6 +190,7 @@ def _stage_1_settings(learner: LearnerConfig, sets: Sequence[PromptSet]) -> Rewa
     return replace(
         learner.reward_model,
         epochs=settings.epochs,
+        patience=None,
         batch_size=max(1, round(settings.batch_size * per_pair)),
         learning_rate=settings.learning_rate,
         lora_rank=settings.lora_rank if settings.train == "lora" else None,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from common.config.config import LearnerConfig, RewardTrainingConfig
+from common.data.split import is_validation
 from learner.ranks.engine import Engine
 from learner.ranks.progress import Report
 from learner.reward_model.data import PromptSet
@@ -48,7 +49,28 @@ def fit_backbone(
     whole = replace(learner, zero_stage=min(learner.zero_stage, 2))
     engine = Engine(model, whole, settings.learning_rate, device)
     budget = learner.micro_batch_tokens
-    Stage1(engine, model, settings, column, budget, seeds.order, rank).train(training, report)
+    fitted, validation = parted(training, settings)
+    Stage1(engine, model, settings, column, budget, seeds.order, rank).train(fitted, validation, report)
     engine.free()
     if lora_rank is not None:
         merge_lora(model.backbone)
+
+
+def parted(
+    training: Sequence[PromptSet], settings: RewardTrainingConfig
+) -> tuple[Sequence[PromptSet], Sequence[PromptSet]]:
+    """(fitted on, looked at), by a hash of the prompt; all are fitted on where nothing is stopped early. Raises ValueError
+    where one side has no label that the loss knows."""
+    if settings.patience is None:
+        return training, []
+    sides: dict[bool, list[PromptSet]] = {False: [], True: []}
+    for prompt in training:
+        sides[is_validation(prompt.messages, settings.validation_fraction)].append(prompt)
+    for side, name in ((sides[False], "fitted on"), (sides[True], "left out of the fit")):
+        if not any(prompt.pairs or (settings.regression_weight and prompt.is_rated) for prompt in side):
+            raise ValueError(
+                f"learner.reward_model.patience is {settings.patience}, but of {len(training)} training prompts none with a "
+                f"label is {name} (validation_fraction {settings.validation_fraction:g}); give more labels, another "
+                "validation_fraction, or patience: null"
+            )
+    return sides[False], sides[True]

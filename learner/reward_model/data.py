@@ -62,6 +62,11 @@ class PromptSet:
     ratings: NDArray[np.float32]
     pairs: tuple[Pair, ...]
 
+    @property
+    def is_rated(self) -> bool:
+        """Whether an objective of a response is rated."""
+        return bool(np.isfinite(self.ratings).any())
+
 
 @dataclass(frozen=True)
 class Labels:

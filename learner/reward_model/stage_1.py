@@ -26,10 +26,13 @@ from learner.ranks.losses import masked_regression
 from learner.ranks.progress import Report
 from learner.ranks.schedule import cosine
 from learner.reward_model.data import PromptSet, check_finite_rows, flatten
+from learner.reward_model.stopping import Best, Plateau
 from learner.reward_model.training import gated_score, pair_losses
 from learner.reward_model.views import NUM_VIEWS, Contrast
 from rewarder.model import GatedRewardModel, RewardOutput
 from rewarder.scoring import pad_conversations
+
+WARMUP = 0.03  # of all steps, where their number is known
 
 
 @dataclass(frozen=True)
@@ -60,19 +63,38 @@ class Stage1:
         self._contrast = None if config.contrastive.kind == "none" else Contrast(config, model, seed, rank)
         self._num_views = 1 if self._contrast is None else NUM_VIEWS
 
-    def train(self, sets: Sequence[PromptSet], progress: Report) -> None:
-        """Prompts as units, about batch_size conversations a step."""
-        config = self._config
+    def train(self, sets: Sequence[PromptSet], validation: Sequence[PromptSet], progress: Report) -> None:
+        """Prompts as units, about batch_size conversations a step. Without `patience` the rate falls by a cosine over `epochs`.
+        With it the loss on `validation` says when the rate falls and when training ends, and the weights of the lowest stay."""
+        config, best = self._config, Best(self._model)
+        plateau = None if config.patience is None else Plateau(config.patience)
         mean_size = max(1.0, float(np.mean([len(prompt.conversations) for prompt in sets])))
         per_step = max(1, round(config.batch_size / mean_size))
-        total, done = config.epochs * -(-len(sets) // per_step), 0
+        steps, done, shown = -(-len(sets) // per_step), 0, dict[str, float]()
+        total = config.epochs * steps
         for epoch in range(config.epochs):
             order = np.random.default_rng([self._seed, 1, epoch]).permutation(len(sets))
             for start in range(0, len(sets), per_step):
                 losses = self._accumulate([sets[index] for index in order[start : start + per_step]], done)
-                self._step(cosine(done, total, 0.03))
+                self._step(cosine(done, total, WARMUP) if plateau is None else plateau.rate(done, steps))
                 done += 1
-                progress("reward model", done, total, losses)
+                progress("reward model", done, total, losses | shown)
+            if plateau is not None:
+                shown = {"held_out": self.loss(validation)}
+                if plateau.look(shown["held_out"]):
+                    best.keep()
+                if plateau.is_over:
+                    break
+        best.put_back()
+
+    def loss(self, sets: Sequence[PromptSet]) -> float:
+        """The whole loss of these prompts, but for a contrastive term; nothing is trained. Collective."""
+        counts, total = self._counts(sets), torch.zeros(1, dtype=torch.float64)
+        for part in self._cut(sets):
+            with torch.no_grad():
+                losses = self._losses(part, self._forward(part), counts)
+            total += part.weight * self._weighted(losses).double().cpu()
+        return float(reduce_sum(total))
 
     def _step(self, scale: float) -> None:
         self._engine.step(scale)
@@ -83,15 +105,13 @@ class Stage1:
         """Adds the gradient of this rank's share of a step; the losses of the whole step."""
         parts = self._cut(sets)
         pull, losses = (None, {}) if self._contrast is None else self._pull(self._contrast, sets, parts, step)
-        num_known = torch.from_numpy(sum(np.isfinite(prompt.ratings).sum(0) for prompt in sets))
-        counts = num_known.to(self._model.device), max(1, sum(len(prompt.pairs) for prompt in sets))
-        totals = torch.zeros(3, dtype=torch.float64)
+        counts, totals = self._counts(sets), torch.zeros(3, dtype=torch.float64)
         for number, part in enumerate(parts):
             for index in range(self._num_views):
                 with self._view(step, number, index):
                     output = self._forward(part)
                     values = self._losses(part, output, counts) / self._num_views
-                    loss = self._config.regression_weight * values[0] + values[1] + values[2]
+                    loss = self._weighted(values)
                     if pull is not None:
                         loss = loss + (pull[index, part.rows] * output.response_state).sum()
                     self._engine.backward(part.weight * loss * num_ranks())
@@ -99,6 +119,15 @@ class Stage1:
         regression, gated, head = reduce_sum(totals).tolist()
         losses |= {"regression": regression, "preference": gated}
         return losses | ({} if self._column is None else {"preference_head": head})
+
+    def _weighted(self, losses: Tensor) -> Tensor:
+        """One loss of those of stage_1_losses."""
+        return self._config.regression_weight * losses[0] + losses[1] + losses[2]
+
+    def _counts(self, sets: Sequence[PromptSet]) -> tuple[Tensor, int]:
+        """What the losses of a batch are divided by: its ratings of each objective [K], and its pairs."""
+        num_known = torch.from_numpy(sum(np.isfinite(prompt.ratings).sum(0) for prompt in sets))
+        return num_known.to(self._model.device), max(1, sum(len(prompt.pairs) for prompt in sets))
 
     def _cut(self, sets: Sequence[PromptSet]) -> list[MicroBatch]:
         """This rank's micro-batches of a step."""

@@ -25,6 +25,7 @@ RANK = 3
 LORA = (f"{TRAINING}lora_rank={RANK}", f"{TRAINING}learning_rate=1e-2")
 SWAV = (f"{TRAINING}contrastive.kind=swav", f"{TRAINING}contrastive.prototypes=5", f"{TRAINING}contrastive.dropout=0")
 FAST = (f"{TRAINING}learning_rate=2e-3", "learner.autocast=true")
+PATIENT = (f"{TRAINING}patience=1", f"{TRAINING}epochs=12", f"{TRAINING}validation_fraction=0.2")
 PROJECTIONS = tuple(f"{name}_proj.weight" for name in "qkvo")
 # name: (ranks, whether with a baseline, overrides)
 JOBS: dict[str, tuple[int, bool, tuple[str, ...]]] = {
@@ -38,6 +39,9 @@ JOBS: dict[str, tuple[int, bool, tuple[str, ...]]] = {
     "swav": (1, True, SWAV),
     "fast": (1, True, FAST),
     "simcse": (1, True, (*FAST, f"{TRAINING}contrastive.kind=simcse")),
+    "patient": (1, True, PATIENT),
+    "patient_again": (1, False, PATIENT),
+    "two_patient": (2, True, (*PATIENT, "learner.zero_stage=2")),
     "two_swav": (2, True, (*SWAV, "learner.zero_stage=2")),
     "two_lora": (2, True, (*LORA, "learner.zero_stage=2")),
     "two_zero_0": (2, True, ()),
@@ -126,7 +130,14 @@ def test_what_only_the_gated_model_has_does_not_touch_it(world: Path) -> None:
 
 @pytest.mark.parametrize(
     ("job", "same"),
-    [("zero_1", "plain"), ("two_zero_0", "plain"), ("two_zero_2", "plain"), ("two_lora", "lora"), ("two_swav", "swav")],
+    [
+        ("zero_1", "plain"),
+        ("two_zero_0", "plain"),
+        ("two_zero_2", "plain"),
+        ("two_lora", "lora"),
+        ("two_swav", "swav"),
+        ("two_patient", "patient"),
+    ],
 )
 @pytest.mark.parametrize("model", ["version_0", "baseline"])
 def test_ranks_and_zero_stages_make_the_same_models(world: Path, job: str, same: str, model: str) -> None:
@@ -154,6 +165,15 @@ def test_low_rank_updates_move_the_projections_by_their_rank_and_nothing_else(
         if dtype == torch.float32:  # else rounding fills the matrix
             sizes = torch.linalg.svdvals(after[name].double() - before[name].double())
             assert sizes[RANK] < 1e-4 * sizes[RANK - 1], (name, sizes)
+
+
+def test_a_fit_that_stops_by_its_held_out_loss_repeats_and_differs_from_one_by_epochs(world: Path) -> None:
+    ours = weights(world, "patient", "version_0")
+    assert_equal(weights(world, "patient_again", "version_0"), ours)
+    assert not any(
+        torch.equal(ours[name], weights(world, "plain", "version_0")[name]) for name in ours if "proj" in name
+    )
+    assert report(world, "patient")["rm/pair_accuracy_low"] > 0.5
 
 
 def test_low_rank_updates_learn(world: Path) -> None:

@@ -96,6 +96,11 @@ def test_all_problems_come_at_once() -> None:
         ),
         (("learner.reward_model.lora_rank=0",), "lora_rank is 0; it must be between 1 and 1024, or null"),
         (
+            ("learner.reward_model.patience=2", "learner.reward_model.epochs=9", "learner.reward_model.stage_1=ridge"),
+            "patience is 2, but stage_1: ridge fits heads in closed form",
+        ),
+        (("learner.reward_model.patience=2", "learner.reward_model.epochs=2"), "raise epochs above 2"),
+        (
             ("learner.reward_model.lora_rank=8", "learner.reward_model.stage_1=ridge"),
             "lora_rank is 8, but stage_1: ridge leaves the backbone as it is",
         ),
