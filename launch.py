@@ -23,6 +23,7 @@ from driver.preflight.environment import environment
 from driver.preflight.preflight import check
 from driver.record.checkpoint import write_whole
 from driver.record.progress import fail, say
+from driver.record.run_lock import RunHeld, held
 
 
 def main() -> None:
@@ -30,10 +31,11 @@ def main() -> None:
     arguments = parse()
     config, stages = read(arguments)
     preflight(config, stages, arguments)
-    write_run_files(config)
     signals = StopSignals()
     try:
         with ExitStack() as cleanup:
+            claim(config, cleanup)
+            write_run_files(config)
             run(config, stages, cleanup)
     except SystemExit as stop:  # inside ray.get, Ray replaces the exit's code by 1
         raise SystemExit(128 + signals.received if signals.received else stop.code) from None
@@ -88,9 +90,17 @@ def preflight(config: Config, stages: list[str], arguments: argparse.Namespace) 
         say(line)
 
 
+def claim(config: Config, cleanup: ExitStack) -> None:
+    """Makes the run's directory ours until everything has ended; exits with 2 if another process works on it."""
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        cleanup.enter_context(held(config.run_dir))
+    except RunHeld as error:  # it came between the preflight and now
+        fail(f"1 problem(s):\n- {error}")
+
+
 def write_run_files(config: Config) -> None:
     """Writes the resolved configuration and the environment into the run's directory."""
-    config.run_dir.mkdir(parents=True, exist_ok=True)
     save_config(config, config.run_dir / "config.yaml")
     write_whole(config.run_dir / "environment.json", json.dumps(environment(), indent=1))
 

@@ -133,6 +133,7 @@ def run_iterate(run: Run) -> None:
     note_letters(run.directory, queue.dead_letters())
     if problems := loop.audit():
         raise StageError("the ledger does not add up:\n" + "\n".join(problems))
+    queue.delete_run()  # a server of your own would keep it for ever; the checkpoint has all that counts
     say(f"  ledger: every slot ended once ({loop.summary()})")
 
 

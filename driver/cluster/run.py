@@ -25,6 +25,7 @@ from common.types import Prompt
 from driver.cluster.cluster import Cluster
 from driver.record import checkpoint
 from driver.record.progress import say
+from driver.record.run_lock import queue_name
 
 STRENGTHS = Path("preferences") / "pairs.jsonl"  # in the run's directory
 
@@ -120,7 +121,8 @@ class Run:
             server.start()
             self.cleanup.callback(server.stop)
             url, password = server.url, server.password
-        queue = Queue(url, password, config.run.name, config.redis)
+        name = queue_name(self.directory, config.run.name)
+        queue = Queue(url, password, name, config.redis)
         self.cleanup.callback(queue.close)
         incarnation = queue.begin()
         newest = checkpoint.newest(self.directory / "checkpoints")
@@ -132,7 +134,7 @@ class Run:
             # and float arithmetic depends on the batch. With overlap nothing is bit-identical, so what is scored is used.
             queue.forget_scored_after(checkpoint.read_json(newest / "learner.json")["ledger"]["cursor"])
         queue.reset_in_flight()
-        return queue, QueueAddress(url, password, config.run.name, config.redis, incarnation)
+        return queue, QueueAddress(url, password, name, config.redis, incarnation)
 
     def collected(self, name: str) -> Path:
         """The file that stage collect writes: ratings or preferences."""

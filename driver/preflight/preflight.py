@@ -44,6 +44,7 @@ from driver.preflight.placement import (
 from driver.preflight.preferences import check_preferences
 from driver.preflight.round_cost import round_lines
 from driver.preflight.services import check_cluster, check_redis
+from driver.record.run_lock import held_elsewhere
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 JUDGE_SERVICE = tuple(
@@ -193,6 +194,8 @@ def _check_run_dir(config: Config, resume: bool, findings: Findings) -> list[str
         findings.problem(
             f"run.name is {name!r}; wanted 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit"
         )
+    elif problem := held_elsewhere(run_dir):
+        findings.problem(problem)
     elif resume:
         return _check_resume(config, findings)
     elif run_dir.is_dir() and any(run_dir.iterdir()):

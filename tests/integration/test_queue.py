@@ -27,6 +27,7 @@ from common.queue.queue import (
     ServerError,
 )
 from common.types import Prompt, Reward, Rollout, RolloutGroup, ScoredGroup, SlotDropped
+from driver.record.run_lock import queue_name
 from tests.queues import scored_slots_after
 
 MakeQueue = Callable[..., Queue]
@@ -326,6 +327,18 @@ def test_a_full_server_refuses_work_and_still_hands_on_and_trims(tmp_path: Path)
     assert queue.trim_scored(cursor) == 1
     assert queue.depths() == {"work": 60 - pushed, "rollouts": pushed - 2, "scored": 1, "dead": 0}
     server.stop()
+
+
+def test_two_runs_of_one_name_leave_each_other_alone(server: EmbeddedRedis, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first, second = (Queue(server.url, server.password, queue_name(tmp_path / d, "mine"), CONFIG) for d in "ab")
+    first.begin()
+    roll_out(first, 3)
+    second.begin()
+    second.delete_run()  # what a run that starts anew does first
+    second.begin()
+    assert [item.slot for item in score(first, 3)] == [0, 1, 2]
 
 
 def test_trimmed_slots_stay_ended_through_a_reset(queue: Queue) -> None:

@@ -17,6 +17,7 @@ from common.model_size import learner_bytes, num_parameters
 from driver.preflight import environment, preflight, services
 from driver.preflight.environment import Gpu
 from driver.preflight.findings import Findings
+from driver.record.run_lock import held
 from tests.unit.preflights import GOOD, ITERATE, SHAPE, Check, make_model, only
 
 
@@ -127,6 +128,13 @@ def test_a_run_that_is_there_already(check: Check) -> None:
     assert check().problems == []
     Path("runs/run/metrics.jsonl").write_text("")
     assert "pass --resume, choose another run.name, or delete it" in only(check())
+
+
+def test_a_run_that_is_worked_on_is_refused(check: Check) -> None:
+    Path("runs/run").mkdir(parents=True)
+    with held(Path("runs/run")):
+        for resume in (False, True):
+            assert "runs/run is worked on by process" in only(check(resume=resume))
 
 
 def test_resume(check: Check) -> None:
