@@ -19,9 +19,9 @@ from common.config.config import Config
 from common.config.file import ConfigError, load_config, save_config
 from common.config.stages import COMMANDS, STAGES
 from common.errors import RunError
+from common.files import write_whole
 from driver.preflight.environment import environment
 from driver.preflight.preflight import check
-from driver.record.checkpoint import write_whole
 from driver.record.progress import fail, say
 from driver.record.run_lock import RunHeld, held
 

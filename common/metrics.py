@@ -7,10 +7,12 @@ checkpoint's step are removed, so the file reads as if the run had never stopped
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from common.errors import RunError
+from common.files import append_line, write_whole
 
 STEP_NAMES = (
     "iteration",
@@ -53,6 +55,10 @@ def step_names(objectives: Sequence[str]) -> tuple[str, ...]:
     return (*STEP_NAMES, *(f"{kind}/{name}" for name in objectives for kind in ("reward", "gate")))
 
 
+class RecordError(RunError):
+    """A record of a run that cannot be read; says which line, and what to do."""
+
+
 class StepLog:
     """A JSONL file whose rows carry their step, cut back to a step on resume."""
 
@@ -63,17 +69,15 @@ class StepLog:
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one row: step, then every fixed name (null if absent), then the rest."""
         row = {"step": step, **dict.fromkeys(self._names), **values}
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_line(self._path, json.dumps(row))
 
     def cut(self, last_step: int) -> None:
-        """Removes the rows after last_step, and a half-written last row."""
+        """Removes the rows after last_step, and a half-written last row. Raises RecordError for a line that cannot be read."""
         if not self._path.is_file():
             return
-        kept = [line for line in self._path.read_text().splitlines(keepends=True) if _keeps(line, last_step)]
-        aside = self._path.with_suffix(".tmp")
-        aside.write_text("".join(kept))
-        os.replace(aside, self._path)
+        lines = self._path.read_text(errors="replace").splitlines(keepends=True)
+        kept = [line for at, line in enumerate(lines, 1) if _keeps(self._path, at, line, last_step)]
+        write_whole(self._path, "".join(kept))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -81,5 +85,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def _keeps(line: str, last_step: int) -> bool:
-    return line.endswith("\n") and json.loads(line)["step"] <= last_step
+def _keeps(path: Path, at: int, line: str, last_step: int) -> bool:
+    if not line.endswith("\n"):
+        return False
+    try:
+        return int(json.loads(line)["step"]) <= last_step
+    except (ValueError, TypeError, KeyError) as error:
+        raise RecordError(f"{path}:{at} is no row of a step ({error}); restore the file, or remove the line") from error

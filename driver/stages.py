@@ -20,6 +20,7 @@ from common.config.config import Config
 from common.config.stages import BY_NAME
 from common.data.data import read_prompts, write_jsonl
 from common.errors import RunError
+from common.files import sync_tree, write_whole
 from common.judge import JudgeItem, label_samples, load_function, without_equal_texts
 from common.model_size import DTYPE_BYTES, num_parameters
 from common.models import absolute
@@ -38,6 +39,7 @@ from driver.record import checkpoint
 from driver.record.dead_letters import note_letters
 from driver.record.loop_state import read_loop_state
 from driver.record.progress import say
+from driver.record.resume import settle
 from driver.record.stage_inputs import changed_inputs, stage_inputs
 from driver.report.measures import format_accuracy, summary_without_judge
 from driver.report.page import write_report
@@ -54,6 +56,11 @@ def run_stages(
     """Runs the stages in order, skipping those that are finished."""
     run = Run(config, cluster, config.run_dir, password, cleanup)
     todo = [stage for stage in stages if not _finished(run, stage)]
+    if {"iterate", "export"} & set(todo):
+        policy = (
+            config.checkpoint.resume if "iterate" in todo else "auto"
+        )  # what only reads a checkpoint begins nothing again
+        settle(run.directory, config.learner.groups_per_step, policy)
     if any(_needs_roles(run, stage) for stage in todo):
         run.start_roles(todo)
     for stage in todo:
@@ -141,7 +148,7 @@ def run_evaluate(run: Run) -> None:
     """The gold table, from the rows that the loop judged; without a judge, what is known without one."""
     ideal = _ideal_golds(run)
     table = gold_table(run.config, run.directory / "evaluations", ideal)
-    (run.directory / "evaluation.json").write_text(json.dumps(table, indent=1))
+    write_whole(run.directory / "evaluation.json", json.dumps(table, indent=1))
     say(format_table(table) if table else "  no judge.function or no data.eval_prompts: nothing was judged")
     if not table:
         say("\n".join(f"  {line}" for line in summary_without_judge(run.directory)))
@@ -246,4 +253,7 @@ def _finished(run: Run, stage: str) -> bool:
 
 
 def _record(run: Run, stage: str) -> None:
-    checkpoint.write_whole(run.directory / "stages" / f"{stage}.json", json.dumps(_inputs(run, stage), indent=1))
+    makes = BY_NAME[stage].makes
+    if makes is not None and (run.directory / makes).exists():
+        sync_tree(run.directory / makes)  # the record says that it is there, after a power cut too
+    write_whole(run.directory / "stages" / f"{stage}.json", json.dumps(_inputs(run, stage), indent=1))

@@ -327,6 +327,7 @@ class JudgeConfig:
 class CheckpointConfig:
     every_steps: int = field(metadata=number(1, 10**7))
     keep: int = field(metadata=number(2, 10**4))
+    resume: str = field(metadata=choice(("auto", "must", "never")))
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from common.config.config import Config
 from common.config.fields import keys
 from common.config.names import Layer
 from common.config.texts import hint_at, read_value, read_yaml
+from common.files import write_whole
 
 BASE = Path(__file__).resolve().parents[2] / "configs" / "base.yaml"
 _EQUALS = re.compile(r"(?<!\\)=")
@@ -64,10 +65,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Writes the resolved configuration as YAML, every key present, aside and in one piece."""
-    aside = path.with_suffix(".tmp")
-    aside.write_text(OmegaConf.to_yaml(OmegaConf.create(_literal(to_dict(config)))), encoding="utf-8")
-    os.replace(aside, path)
+    """Writes the resolved configuration as YAML, every key present."""
+    write_whole(path, OmegaConf.to_yaml(OmegaConf.create(_literal(to_dict(config)))))
 
 
 def read_saved(path: Path) -> SavedConfig:

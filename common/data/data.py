@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from statistics import fmean
 from common.data.fields import SIDES, answer_of, is_number, messages_of, response_of
 from common.data.rows import Rows, read_checked
 from common.data.sources import DataError, Fields, short
+from common.files import written_aside
 from common.types import Message
 
 MERGED = "merged with the row of the same prompt and response"
@@ -127,16 +127,8 @@ def _mean_scores(rows: Iterable[RatedResponse], notes: Counter[str]) -> dict[str
 
 def write_jsonl(path: str | Path, rows: Iterable[Fields]) -> None:
     """Writes one JSON object a line, whole or not at all: aside, fsynced, renamed. NaN and infinities are refused."""
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(dict(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with written_aside(Path(path)) as aside, aside.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(dict(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
 def to_fields(row: PromptRow | Demonstration | RatedResponse | PreferencePair) -> dict[str, object]:

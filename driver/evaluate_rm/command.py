@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.config.config import Config, RewarderConfig
 from common.data.fields import Answer
+from common.files import write_whole
 from driver.evaluate_rm.measures import Array, Outcome
 from driver.evaluate_rm.models import load_baseline, load_model, load_tokenizer
 from driver.evaluate_rm.page import write_page
@@ -38,7 +39,7 @@ def evaluate_reward_model(config: Config, directory: Path) -> None:
     sets = read_sets(config.evaluate_rm)
     found = _measure(config, model, baseline(config), sets)
     say(format_results(found))
-    (directory / "evaluate_rm.json").write_text(json.dumps(found.to_dict(), indent=1, allow_nan=False))
+    write_whole(directory / "evaluate_rm.json", json.dumps(found.to_dict(), indent=1, allow_nan=False))
     say(f"  {write_page(directory / 'evaluate_rm.html', found)}")
 
 

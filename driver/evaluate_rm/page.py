@@ -11,6 +11,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from common.files import write_whole
 from driver.evaluate_rm.charts import reliability_chart
 from driver.evaluate_rm.results import Results, SetResult
 from driver.evaluate_rm.tables import TITLES, overlap_lines
@@ -31,7 +32,7 @@ def write_page(path: Path, results: Results) -> Path:
     charts = {name: _chart(name, found) for name, found in results.sets.items()}
     overlap = {name: overlap_lines(results, name) for name in results.sets}
     page = render("evaluate_rm/page.html", results=results, titles=TITLES, charts=charts, overlap=overlap)
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
     return path
 
 

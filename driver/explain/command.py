@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.config.config import Config, ExplainConfig
 from common.data.judged import read_answers
+from common.files import write_whole
 from common.types import Message
 from driver.evaluate_rm.models import load_model, load_tokenizer
 from driver.evaluate_rm.source import serving
@@ -39,7 +40,7 @@ def explain_responses(config: Config, directory: Path) -> None:
     say(f"reward model: {described}")
     say("\n\n".join(format_explained(explained) for explained in found))
     rows = [to_dict(explained) for explained in found]
-    (directory / "explain.json").write_text(json.dumps({"model": described, "rows": rows}, indent=1, allow_nan=False))
+    write_whole(directory / "explain.json", json.dumps({"model": described, "rows": rows}, indent=1, allow_nan=False))
     say(f"  {write_page(directory / 'explain.html', described, found)}")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from common.files import write_whole
 from driver.evaluate_rm.charts import contribution_chart
 from driver.explain.text import Explained
 from driver.report.charts import coloured
@@ -34,7 +35,7 @@ class Shown:
 def write_page(path: Path, model: str, found: Sequence[Explained]) -> Path:
     """Writes the page and returns its path."""
     prompts = [_shown(at, explained) for at, explained in enumerate(found, 1)]
-    path.write_text(render("explain/page.html", model=model, prompts=prompts), encoding="utf-8")
+    write_whole(path, render("explain/page.html", model=model, prompts=prompts))
     return path
 
 

@@ -7,7 +7,6 @@ from which checkpoint, `pushed.json` where to. Waits for the disk and, where exp
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 
 from common.config.config import Config
 from common.errors import RunError
+from common.files import sync, sync_tree, write_whole
 from driver.export.card_parts import Facts, read_facts
 from driver.export.card_policy import policy_card
 from driver.export.card_reward_model import reward_model_card
@@ -99,7 +99,7 @@ class Export:
     def _put(self, model: str, write: Write, facts: Facts, needed: float | None) -> None:
         def whole(aside: Path) -> None:
             write(aside)
-            (aside / CARD).write_text(_card(model, facts, aside), encoding="utf-8")
+            write_whole(aside / CARD, _card(model, facts, aside))
 
         put_in_place(self._directory / model, whole, needed)
         say(f"  {model.replace('_', ' ')}: {self._directory / model}")
@@ -121,8 +121,7 @@ def put_in_place(target: Path, write: Write, needed: float | None) -> None:
             if needed is not None and needed > shutil.disk_usage(aside).free:
                 raise OSError("there is not enough room")
             write(aside)
-            for path in (*aside.rglob("*"), aside):
-                checkpoint.sync(path)  # some file systems say only here that they are full
+            sync_tree(aside)  # some file systems say only here that they are full
             _swap(aside, target, old)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -135,7 +134,7 @@ def _swap(aside: Path, target: Path, old: Path) -> None:
         aside.rename(target)
     finally:
         _finish_swap(target, old)
-    checkpoint.sync(target.parent)
+    sync(target.parent)
 
 
 def _finish_swap(target: Path, old: Path) -> None:
@@ -177,5 +176,4 @@ def _copy(files: Sequence[Path], directory: Path) -> None:
 
 def _replace_text(path: Path, text: str) -> None:
     aside = path.parent.parent / f"writing_{path.name}"  # not inside a model's directory, where it would be published
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    write_whole(path, text, aside)

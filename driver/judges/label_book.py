@@ -18,6 +18,7 @@ from typing import Any
 
 from common.config.config import JudgeConfig
 from common.errors import RunError
+from common.files import append_line
 from common.judge import (
     PREFERENCES,
     JudgeError,
@@ -87,10 +88,7 @@ class LabelBook:
         item, verdict = label.item, label.verdict
         said = {"preferred": verdict.preferred, **({"why": verdict.why} if verdict.why else {})}
         row = {**question(item), **said, "round": label.round}
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self._path, json.dumps(row))
         self._known[item.key] = label
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from common.data.sources import json_object
+from common.files import write_whole
 from common.judge import PREFERENCES, PairItem, Preference, Verdict
 from common.types import Message
 from driver.judges.label_book import Judge, Keep, LabelError, question
-from driver.record.checkpoint import write_whole
 
 LINE = "a JSON object with the key, prompt, first and second of its question, and preferred"
 

@@ -21,6 +21,7 @@ from actors.prompts import response_seed
 from common.config.aggregations import term_names
 from common.config.config import AggregationConfig, Config
 from common.data.data import write_jsonl
+from common.files import written_aside
 from common.types import FloatArray, Prompt, Rollout
 from driver.cluster.doors import Actors, Rewarders
 from driver.loop.publish import Publisher
@@ -179,13 +180,12 @@ def _score(rewarders: Rewarders, samples: Sequence[ReferenceSamples]) -> dict[st
 
 
 def keep_references(directory: Path, key: str, references: References) -> None:
-    """Whole or not at all: aside, renamed."""
-    path, values = directory / f"{key}.npz", references.values
-    aside = path.with_suffix(".tmp.npz")
-    np.savez(
-        aside,
-        prompt_ids=np.array(list(values)),
-        values=np.stack(list(values.values())),
-        coverage=np.array(references.coverage),
-    )
-    aside.rename(path)
+    """Whole or not at all."""
+    values = references.values
+    with written_aside(directory / f"{key}.npz") as aside:
+        np.savez(
+            aside,
+            prompt_ids=np.array(list(values)),
+            values=np.stack(list(values.values())),
+            coverage=np.array(references.coverage),
+        )

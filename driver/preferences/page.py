@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.data.data import PreferencePair
+from common.files import write_whole
 from driver.preferences.charts import bucket_chart, histogram_chart
 from driver.preferences.results import IN_SAMPLE, OUT_OF_FOLD, Strength
 from driver.report.charts import coloured
@@ -50,7 +51,7 @@ def write_page(path: Path, found: Strength) -> Path:
         spread=bucket_chart(found.buckets, "mean and standard deviation by part"),
         weakest=[_weak(found, int(at)) for at in weakest(found.strength.mean, SHOWN)],
     )
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
     return path
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from common.data.rows import Rows
+from common.files import write_whole
 from driver.preflight.findings import Findings
-from driver.record.checkpoint import write_whole
 
 ROOT = Path(__file__).parent.parent.parent
 CODE = ("common/chat", "common/data", "driver/preflight/rows.py")

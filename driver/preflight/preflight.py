@@ -54,6 +54,8 @@ JUDGE_SERVICE = tuple(
 # what commands look at, what the probe may show
 # (judge.endpoint.model may not change, so that the judge stays who it was)
 FREE_ON_RESUME = (
+    "run.dir",
+    "checkpoint.resume",
     "cluster.",
     "redis.url",
     "redis.password_env",

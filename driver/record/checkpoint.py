@@ -1,25 +1,31 @@
 """Checkpoints as directories that are either whole or absent.
 
 `step_N/` is written aside, every file hashed into MANIFEST.json and fsynced, then renamed (versions of the reward model are
-committed the same way, without a manifest). The newest checkpoint is the one with the highest step whose manifest verifies;
-one that does not verify is named and stops the resume.
+committed the same way, without a manifest). A checkpoint counts if every file is as the manifest says, nothing else lies there,
+and nobody but its owner can have written it. With a key in the environment (KEY_ENV) manifests are signed, and an unsigned one
+is refused. Which checkpoint a run goes on from is driver/record/resume.py.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from common.errors import RunError
+from common.files import commit, write_whole
 
 MANIFEST = "MANIFEST.json"
 STATE = "driver.json"
+NEWEST = "newest_checkpoint.json"  # beside the directory of checkpoints: the step of the newest one that was committed
+KEY_ENV = "ITER_RLHF_CHECKPOINT_KEY"
 NAME = re.compile(r"step_(0|[1-9]\d*)")
 MEND = "put back what the run wrote there, or remove it so that its stage is run again"
 
@@ -34,22 +40,13 @@ def write_checkpoint(root: Path, step: int, state: dict[str, Any], write: Callab
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     write(aside)
-    (aside / STATE).write_text(json.dumps(state))
-    manifest = {str(file.relative_to(aside)): _describe(file) for file in sorted(aside.rglob("*")) if file.is_file()}
-    (aside / MANIFEST).write_text(json.dumps({"step": step, "files": manifest}, indent=1))
+    write_whole(aside / STATE, json.dumps(state))
+    write_whole(aside / MANIFEST, json.dumps(_signed({"step": step, "files": _files(aside)}), indent=1))
     commit(aside, final)
+    write_whole(root.parent / NEWEST, json.dumps({"step": step}))
     for old in steps(root)[:-keep]:
         shutil.rmtree(root / f"step_{old}")
     return final
-
-
-def commit(aside: Path, final: Path) -> None:
-    """Makes a directory that was written aside the one called `final`, whole, on the disk, in place of an earlier one."""
-    for path in (*aside.rglob("*"), aside):
-        sync(path)
-    shutil.rmtree(final, ignore_errors=True)
-    aside.rename(final)
-    sync(final.parent)
 
 
 def steps(root: Path) -> list[int]:
@@ -59,7 +56,7 @@ def steps(root: Path) -> list[int]:
 
 def numbered(root: Path, name: re.Pattern[str]) -> list[int]:
     """The numbers of what `root` holds under such a name, ascending; a copy beside it, step_6-old for one, is none of ours."""
-    found = (name.fullmatch(path.name) for path in root.glob("*"))
+    found = (name.fullmatch(path.name) for path in (root.iterdir() if root.is_dir() else ()))
     return sorted(int(match[1]) for match in found if match)
 
 
@@ -73,16 +70,22 @@ def newest(root: Path) -> Path | None:
 
 
 def verify(path: Path) -> None:
-    """Raises CheckpointError unless every file of the manifest is there, unchanged."""
+    """Raises CheckpointError unless the manifest is whole and of this step, every file is as it says, and none lies beside."""
     if not (path / MANIFEST).is_file():
-        raise CheckpointError(f"{path}: no {MANIFEST}; it is not a finished checkpoint. Remove it and resume again.")
-    for name, want in read_json(path / MANIFEST)["files"].items():
-        file = path / name
-        if not file.is_file() or _digest(file) != want["sha256"]:
-            what = "is missing" if not file.is_file() else "has changed"
-            raise CheckpointError(
-                f"{path}: {name} {what}. To resume from the checkpoint before it, remove this directory."
-            )
+        raise CheckpointError(f"{path}: no {MANIFEST}; it is not a finished checkpoint")
+    manifest = read_json(path / MANIFEST)
+    wanted = _wanted(path, manifest)
+    _check_owner(path, _check_signature(path, manifest))
+    if str(manifest.get("step")) != path.name.removeprefix("step_"):
+        raise CheckpointError(f"{path}: {MANIFEST} is of step {manifest.get('step')}; it belongs to another checkpoint")
+    there = _files(path)
+    for name in sorted({*wanted, *there}):
+        if name not in there:
+            raise CheckpointError(f"{path}: {name} is missing")
+        if name not in wanted:
+            raise CheckpointError(f"{path}: {name} is not in {MANIFEST}; the run did not write it there")
+        if there[name] != wanted[name]:
+            raise CheckpointError(f"{path}: {name} has changed")
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -94,32 +97,74 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object that the run wrote. Raises CheckpointError where the file was cut, emptied or replaced since."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, RecursionError) as error:
         raise CheckpointError(f"{path} is no whole JSON file ({' '.join(str(error).split())}); {MEND}") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} holds a {type(found).__name__}, wanted an object; {MEND}")
     return found
 
 
+def _files(path: Path) -> dict[str, Any]:
+    """Name -> size and hash of every file but the manifest; hidden ones, which file browsers and network disks leave, are
+    nobody's: neither we nor DeepSpeed read one."""
+    found = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if not file.is_dir()}
+    shown = {name: file for name, file in found.items() if not any(part.startswith(".") for part in name.split("/"))}
+    return {name: _describe(file) for name, file in shown.items() if name != MANIFEST}
+
+
 def _describe(file: Path) -> dict[str, Any]:
-    return {"bytes": file.stat().st_size, "sha256": _digest(file)}
-
-
-def _digest(file: Path) -> str:
+    if file.is_symlink() or not file.is_file():
+        return {"bytes": 0, "sha256": "a link or a device, which no checkpoint holds"}
     with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
 
 
-def write_whole(path: Path, text: str) -> None:
-    """A small file that is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp")
-    aside.write_text(text)
-    os.replace(aside, path)
+def _wanted(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The files of a manifest. Raises CheckpointError where it names none, or one outside the checkpoint."""
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not files:
+        raise CheckpointError(f"{path}: {MANIFEST} names no files; it was cut or emptied")
+    for name in files:
+        parts = PurePosixPath(name)
+        if parts.is_absolute() or ".." in parts.parts or parts.as_posix() != name:
+            raise CheckpointError(f"{path}: {MANIFEST} names {name!r}, which is no plain name below it")
+    return files
 
 
-def sync(path: Path) -> None:
-    """Makes a file's content, or a directory's names, safe from a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+# ---- who wrote it -----------------------------------------------------------------------------------------------------
+
+
+def _signed(manifest: dict[str, Any]) -> dict[str, Any]:
+    key = os.environ.get(KEY_ENV)
+    return {**manifest, "signature": _signature(key, manifest)} if key else manifest
+
+
+def _signature(key: str, manifest: dict[str, Any]) -> str:
+    plain = {name: value for name, value in manifest.items() if name != "signature"}
+    return hmac.new(key.encode(), json.dumps(plain, sort_keys=True).encode(), "sha256").hexdigest()
+
+
+def _check_signature(path: Path, manifest: dict[str, Any]) -> bool:
+    """Whether the manifest is signed with our key; False where we have none. CheckpointError where it should be and is not."""
+    key = os.environ.get(KEY_ENV)
+    if not key:
+        return False
+    if not hmac.compare_digest(str(manifest.get("signature")), _signature(key, manifest)):
+        how = "is signed with another key, or was changed" if "signature" in manifest else "is not signed"
+        raise CheckpointError(
+            f"{path}: {MANIFEST} {how}, and {KEY_ENV} is set; unset it only if you trust who wrote this"
+        )
+    return True
+
+
+def _check_owner(path: Path, is_signed: bool) -> None:
+    """Without a signature, whoever may write there is trusted: that must be us (or root), and not everybody."""
+    for part in () if is_signed else (path.parent, path):
+        found = part.stat()
+        if found.st_uid not in (os.geteuid(), 0):
+            raise CheckpointError(
+                f"{part} belongs to user {found.st_uid}, and this is user {os.geteuid()}; take it over (chown), or sign "
+                f"checkpoints ({KEY_ENV})"
+            )
+        if found.st_mode & stat.S_IWOTH:
+            raise CheckpointError(f"{part} can be written by everybody; chmod o-w it, or sign checkpoints ({KEY_ENV})")

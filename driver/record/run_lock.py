@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.errors import RunError
-from driver.record.checkpoint import steps, write_whole
+from common.files import write_whole
+from driver.record.checkpoint import steps
 
 LOCK, RUN_ID = "run.lock", "run_id"
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from common.config.config import Config
 
-FREE = ("actors.sync_tolerance",)  # no number depends on it, and a resumed run may change it
+# no number depends on them, and a resumed run may change them
+FREE = ("actors.sync_tolerance", "checkpoint.resume")
 
 
 def stage_inputs(config: Config, sections: Sequence[str], files: Sequence[str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from common.metrics import StepLog, read_rows, step_names
 from driver.record.gauges import Gauges
+from driver.record.progress import say
 from driver.record.series import AT_THE_START
 from driver.record.tensorboard import TensorBoard
 
@@ -21,6 +22,7 @@ class StepLines:
     def __init__(self, run: Path, objectives: Sequence[str], last_step: int, gauges: Gauges, tensorboard: bool):
         log = StepLog(run / "metrics.jsonl", step_names(objectives))
         log.cut(last_step)
+        _say_missing(run / "metrics.jsonl", last_step)
         gauges.write(max(last_step, 0), AT_THE_START | _last_values(run / "metrics.jsonl"))
         self._writers: list[Callable[[int, Mapping[str, Any]], None]] = [log.write, gauges.write]
         if tensorboard:
@@ -30,6 +32,16 @@ class StepLines:
         """One line."""
         for write in self._writers:
             write(step, values)
+
+
+def _say_missing(path: Path, last_step: int) -> None:
+    """A checkpoint follows its line: one that is missing was lost since, and nothing can make it again."""
+    known = {int(row["step"]) for row in read_rows(path)} if path.is_file() else set[int]()
+    if missing := sorted(set(range(last_step + 1)) - known):
+        shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+        say(
+            f"warning: {path} lacks the lines of {len(missing)} steps ({shown}); the run goes on, its curves have a gap"
+        )
 
 
 def _last_values(path: Path) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from common.files import write_whole
 from common.judge import PairItem
 from common.types import Message
-from driver.record.checkpoint import numbered, read_json, write_whole
+from driver.record.checkpoint import numbered, read_json
 from learner.adaptation.candidates import Proposal, Samples
 
 NAME = re.compile(r"(0|[1-9]\d*)\.json")

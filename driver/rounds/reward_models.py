@@ -19,9 +19,9 @@ from pathlib import Path
 
 from common.config.config import Config
 from common.data.label_sources import LabelFiles
+from common.files import commit, write_whole
 from common.queue.address import QueueAddress
 from driver.cluster.cluster import Cluster
-from driver.record.checkpoint import commit, write_whole
 from driver.record.progress import say
 from driver.rounds.labelling import Labelling
 from learner.adaptation.evidence import Decision
@@ -116,7 +116,7 @@ class RewardModels:
         rejected = self._run / "rm" / f"rejected_round_{number + 1}.json"
         record = self._record(decision, number)
         if decision.accepted:
-            (aside / "decision.json").write_text(record)
+            write_whole(aside / "decision.json", record)
             commit(aside, final)
             rejected.unlink(missing_ok=True)
             self.switch(str(final.relative_to(self._run)), references_again)

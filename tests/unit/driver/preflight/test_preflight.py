@@ -143,6 +143,9 @@ def test_resume(check: Check) -> None:
     save_config(load_config(BASE, GOOD), Path("runs/run/config.yaml"))
     assert check(resume=True).problems == []
     assert check("cluster.dashboard=false", "report.tensorboard=false", resume=True).problems == []
+    Path("runs").rename("moved")
+    assert check("run.dir=moved", "checkpoint.resume=must", resume=True).problems == []
+    Path("moved").rename("runs")
     assert "it differs in learner.learning_rate, run.seed:" in only(
         check("run.seed=3", "learner.learning_rate=1", resume=True)
     )

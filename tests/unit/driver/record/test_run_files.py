@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from common.metrics import StepLog, read_rows, step_names
+from common.metrics import RecordError, StepLog, read_rows, step_names
 from driver.record import checkpoint
+from driver.record.gauges import Gauges
+from driver.record.step_lines import StepLines
 
 
 def test_every_row_has_the_fixed_names(tmp_path: Path) -> None:
@@ -102,3 +104,19 @@ def test_a_cut_file_is_named(tmp_path: Path, text: str) -> None:
     (path / checkpoint.MANIFEST).write_text(text)
     with pytest.raises(checkpoint.CheckpointError, match="MANIFEST.json"):
         checkpoint.newest(tmp_path)
+
+
+def test_a_line_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for torn in ('{"step": 1, "a', "[]", '{"a": 1}', "null"):
+        path.write_text(f'{{"step": 0}}\n{torn}\n{{"step": 2}}\n')
+        with pytest.raises(RecordError, match=r"metrics.jsonl:2 is no row of a step.* remove the line"):
+            StepLog(path).cut(2)
+
+
+def test_lines_that_are_gone_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 3}\n{"step": 4')
+    StepLines(tmp_path, ["a"], 3, Gauges("run", ["a"]), tensorboard=False)
+    assert "lacks the lines of 2 steps (1, 2)" in capsys.readouterr().out
+    StepLines(tmp_path / "none", ["a"], -1, Gauges("run", ["a"]), tensorboard=False)
+    assert capsys.readouterr().out == ""
