@@ -14,11 +14,6 @@ def wrong_reward_training(config: Config) -> list[str]:
     found = _taken_names(names)
     if training.verbosity is not None and training.verbosity not in names:
         found.append(f"learner.reward_model.verbosity is {training.verbosity!r}, which is not in rewarder.objectives")
-    if training.stage_1 == "ridge" and config.rewarder.preference is not None:
-        found.append(
-            f"learner.reward_model.stage_1 is ridge, which fits ratings, but rewarder.preference has the pairs train the head "
-            f"of {config.rewarder.preference!r}; use stage_1: regression, or rewarder.preference: null"
-        )
     if training.lora_rank is not None and training.stage_1 == "ridge":
         found.append(
             f"learner.reward_model.lora_rank is {training.lora_rank}, but stage_1: ridge leaves the backbone as it is; use "

@@ -56,7 +56,8 @@ class RatedResponse:
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
     """Two different answers to the same conversation, the first of them preferred: with probability `target`, and by `margin`
-    (nats), which training takes off the difference of their scores; `weight` of its loss."""
+    (nats), which training takes off the difference of their scores; `weight` of its loss. One that is of_preference is a label
+    of the objective rewarder.preference, where that is set; another trains the gated score alone."""
 
     messages: tuple[Message, ...]
     chosen: str
@@ -64,6 +65,7 @@ class PreferencePair:
     target: float = 1.0
     margin: float = 0.0
     weight: float = 1.0
+    of_preference: bool = True
 
 
 def read_prompts(source: str | Path, limit: int | None = None) -> Rows[PromptRow]:

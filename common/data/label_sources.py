@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from pathlib import Path
 from types import MappingProxyType
 
 from common.data.data import RatedResponse
@@ -24,15 +25,29 @@ NO_PROGRAMS: Mapping[str, Program] = MappingProxyType({})
 @dataclass(frozen=True)
 class LabelFiles:
     """What a reward model is trained and calibrated on: files (or Hub data sets) of ratings, of pairs, and of the strengths of
-    those pairs (common/data/strengths.py)."""
+    those pairs (common/data/strengths.py); and what stage collect made where people's labels of the same kind are there too.
+    The head of rewarder.preference learns from `pairs` alone, the gate from both."""
 
     ratings: str | None
     pairs: str | None
     strengths: str | None = None
+    collected_ratings: str | None = None
+    collected_pairs: str | None = None
 
-    def all(self) -> tuple[str | None, str | None, str | None]:
-        """The three paths, None where a kind of label is absent."""
-        return self.ratings, self.pairs, self.strengths
+    def all(self) -> tuple[str | None, ...]:
+        """The paths, None where a kind of label is absent."""
+        return self.ratings, self.pairs, self.strengths, self.collected_ratings, self.collected_pairs
+
+
+def label_files(
+    ratings: str | None, pairs: str | None, collected: Path | None, strengths: str | None = None
+) -> LabelFiles:
+    """The labels of a run: what people brought, and the directory of what stage collect made, where it is among the stages."""
+    if collected is None:
+        return LabelFiles(ratings, pairs, strengths)
+    rated, compared = (str(collected / f"{name}.jsonl") for name in ("ratings", "preferences"))
+    beside = rated if ratings else None, compared if pairs else None
+    return LabelFiles(ratings or rated, pairs or compared, strengths, *beside)
 
 
 class ProgramError(ValueError):
@@ -106,17 +121,8 @@ def wrong_sources(
     objectives: Sequence[str], rated: Collection[str], programs: Collection[str], preference: str | None, num_pairs: int
 ) -> list[str]:
     """One line for each objective that has no source of labels, or more than one, and for a preference without pairs."""
-    sources = {
-        name: [f"ratings ({name})"] * (name in rated)
-        + [f"rewarder.programs.{name}"] * (name in programs)
-        + ["rewarder.preference"] * (name == preference)
-        for name in objectives
-    }
-    found = [
-        f"objective {name!r} has {len(given)} sources of labels, {' and '.join(given)}; keep one of them"
-        for name, given in sources.items()
-        if len(given) > 1
-    ]
+    sources = _sources(objectives, rated, programs, preference)
+    found = doubled_sources(objectives, rated, programs, preference)
     if missing := [name for name, given in sources.items() if not given]:
         found.append(
             f"no rating of {', '.join(missing)}: the ratings have {', '.join(sorted(rated)) or 'nothing'}; add ratings, "
@@ -126,3 +132,26 @@ def wrong_sources(
     if preference is not None and num_pairs == 0:
         found.append(f"rewarder.preference {preference!r} is trained on preference pairs, and there are none")
     return found
+
+
+def doubled_sources(
+    objectives: Sequence[str], rated: Collection[str], programs: Collection[str], preference: str | None
+) -> list[str]:
+    """One line for each objective that has more than one source of labels."""
+    return [
+        f"objective {name!r} has {len(given)} sources of labels, {' and '.join(given)}; keep one of them"
+        for name, given in _sources(objectives, rated, programs, preference).items()
+        if len(given) > 1
+    ]
+
+
+def _sources(
+    objectives: Sequence[str], rated: Collection[str], programs: Collection[str], preference: str | None
+) -> dict[str, list[str]]:
+    """Objective -> where its labels come from, in words."""
+    return {
+        name: [f"ratings ({name})"] * (name in rated)
+        + [f"rewarder.programs.{name}"] * (name in programs)
+        + ["rewarder.preference"] * (name == preference)
+        for name in objectives
+    }

@@ -35,4 +35,13 @@ def is_held_out(messages: Sequence[Message], fraction: float) -> bool:
 def is_validation(messages: Sequence[Message], fraction: float) -> bool:
     """A second split like is_held_out and independent of it, by other digits of the hash: which training conversations choose a
     setting that the rest of them are fitted with."""
-    return int(opening_key(messages)[DIGITS : 2 * DIGITS], 16) < int(fraction * PLACES)
+    return _second(messages) < int(fraction * PLACES)
+
+
+def validation_part(messages: Sequence[Message], parts: int) -> int:
+    """Which of so many parts of the training conversations this one is in, for cross-validation, by the same digits."""
+    return _second(messages) * parts // PLACES
+
+
+def _second(messages: Sequence[Message]) -> int:
+    return int(opening_key(messages)[DIGITS : 2 * DIGITS], 16)

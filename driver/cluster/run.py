@@ -16,7 +16,7 @@ from actors.prompts import tokenize_prompts
 from common.config.config import Config
 from common.config.stages import roles_needed
 from common.data.data import read_prompts
-from common.data.label_sources import LabelFiles
+from common.data.label_sources import LabelFiles, label_files
 from common.models import absolute, local_directory
 from common.queue.address import QueueAddress
 from common.queue.queue import Queue
@@ -64,13 +64,11 @@ class Run:
 
     @property
     def labelled(self) -> LabelFiles:
-        """What the reward model is made from: collected, or brought."""
-        if "collect" in self.config.stages:
-            files = self.collected("ratings"), self.collected("preferences")
-        else:
-            files = self.config.data.ratings, self.config.data.preferences
-        ratings, pairs = (file and absolute(file) for file in files)
-        return LabelFiles(ratings, pairs, self.strengths)
+        """What the reward model is made from: brought, collected, or both."""
+        data = self.config.data
+        ratings, pairs = (file and absolute(file) for file in (data.ratings, data.preferences))
+        made = self.collected("ratings").resolve().parent if "collect" in self.config.stages else None
+        return label_files(ratings, pairs, made, self.strengths)
 
     @property
     def strengths(self) -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from common.config.config import Config
 from common.data.data import read_pairs, read_ratings
 from common.data.fields import messages_of
+from common.data.label_sources import LabelFiles, label_files
 from common.data.rows import read_checked
 from common.data.sources import DataError
 from common.data.split import is_held_out
@@ -28,9 +29,11 @@ def training_overlap(config: Config, sets: Sequence[EvalSet]) -> Overlap:
     gone; `training` says so."""
     if config.rewarder.model is not None:
         return Overlap("not known: rewarder.model was trained elsewhere", {})
-    ratings, pairs, judged = _files(config)
+    judged = config.run_dir / "labels.jsonl"  # of the rounds; it may not be there
+    made = config.run_dir / "collected" if "collect" in config.stages else None
+    files = label_files(config.data.ratings, config.data.preferences, made)
     try:
-        prompts = [*_labelled(config, ratings, pairs), *(_judged(judged) if judged.is_file() else [])]
+        prompts = [*_labelled(config, files), *(_judged(judged) if judged.is_file() else [])]
     except DataError as error:  # the numbers of the evaluation do not need them
         return Overlap(f"not compared: {str(error).splitlines()[0]}", {})
     if not prompts:
@@ -40,18 +43,11 @@ def training_overlap(config: Config, sets: Sequence[EvalSet]) -> Overlap:
     return Overlap(f"{len(set(prompts))} prompts", rows)
 
 
-def _files(config: Config) -> tuple[str | None, str | None, Path]:
-    """Ratings and pairs (driver/cluster/run.py), and labels.jsonl of the rounds, which may not be there."""
-    judged = config.run_dir / "labels.jsonl"
-    if "collect" in config.stages:
-        collected = config.run_dir / "collected"
-        return str(collected / "ratings.jsonl"), str(collected / "preferences.jsonl"), judged
-    return config.data.ratings, config.data.preferences, judged
-
-
-def _labelled(config: Config, ratings: str | None, pairs: str | None) -> Iterator[Prompt]:
+def _labelled(config: Config, files: LabelFiles) -> Iterator[Prompt]:
     fraction = config.learner.reward_model.held_out_fraction
-    rows = chain(read_ratings(ratings) if ratings else [], read_pairs(pairs) if pairs else [])
+    rated = (read_ratings(file) for file in (files.ratings, files.collected_ratings) if file)
+    compared = (read_pairs(file) for file in (files.pairs, files.collected_pairs) if file)
+    rows = chain.from_iterable(chain(rated, compared))
     return (row.messages for row in rows if not is_held_out(row.messages, fraction))
 
 

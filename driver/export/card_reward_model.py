@@ -151,7 +151,8 @@ def _reward_model_settings(config: Config) -> list[tuple[str, object]]:
     training, data = config.learner.reward_model, config.data
     labels = f"ratings: {source(data.ratings)}; preferences: {source(data.preferences)}"
     if "collect" in config.stages:
-        labels = f"samples of the SFT policy, labelled by `{config.judge.labeler}`"
+        made = f"samples of the SFT policy, labelled by `{config.judge.labeler}`"
+        labels = f"{made}; beside them, {labels}" if data.ratings or data.preferences else made
     if config.rewarder.model is not None:
         start = hub_id(config.rewarder.model) or "a reward model that the run was given as files"
         calibrated = "calibrated, not trained" if "reward_model" in config.stages else "used as it was"

@@ -13,8 +13,10 @@ from common.config.config import Config
 from common.data.data import PreferencePair, RatedResponse, read_pairs, read_ratings
 from common.data.label_sources import (
     ProgramError,
+    doubled_sources,
     load_programs,
     rate,
+    rated_objectives,
     unknown_objectives,
     untrained_heads,
 )
@@ -29,12 +31,12 @@ from driver.record.progress import Progress
 
 def check_labels(config: Config, stages: Sequence[str], tokenizers: Tokenizers, findings: Findings) -> None:
     """Ratings and pairs are well-formed, each objective has one source of labels, and the programs rate, where a stage reads
-    them; conversations can be rendered by the tokenizers that will. Stage collect replaces these files."""
+    them; conversations can be rendered by the tokenizers that will. Stage collect adds to these files."""
     adapts = "iterate" in stages and config.adaptation.enabled
     tokenizer, most = tokenizers.reward_model, config.rewarder.max_tokens
     renders = tokenizer is not None and bool({"reward_model", "iterate"} & set(stages))
     usable = check_template(tokenizer, most, findings) if renders else True
-    if ("reward_model" in stages or adapts) and "collect" not in config.stages:
+    if "reward_model" in stages or adapts:
         read_by_policy = adapts and config.adaptation.method == "ocrm"
         _check_files(config, tokenizer if usable else None, tokenizers.policy if read_by_policy else None, findings)
 
@@ -60,11 +62,15 @@ def _check_files(config: Config, tokenizer: Any, policy: Any, findings: Findings
 def _check_sources(
     config: Config, ratings: Sequence[RatedResponse], pairs: Sequence[PreferencePair], findings: Findings
 ) -> None:
-    """What is missing only where the files are here: what is not read may have it."""
+    """What is missing only where the files are here and no stage adds to them: what is not read may have it."""
     data, rewarder = config.data, config.rewarder
     if rewarder.objectives:
         findings.problems.extend(unknown_objectives(ratings, rewarder.objectives))
     if rewarder.model or not rewarder.objectives:
+        return
+    if "collect" in config.stages:
+        rated = rated_objectives(ratings)
+        findings.problems.extend(doubled_sources(rewarder.objectives, rated, rewarder.programs, rewarder.preference))
         return
     if all(is_local(source) for source in (data.preferences, data.ratings) if source):
         sources = ratings, rewarder.programs, rewarder.preference, len(pairs)

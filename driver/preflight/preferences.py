@@ -24,7 +24,7 @@ from driver.preflight.rows import Use, answers
 def check_preferences(config: Config, stages: Sequence[str], tokenizers: Tokenizers, findings: Findings) -> None:
     """There are enough pairs and prompts that can be rendered by the policy's tokenizer (None where it is not on this machine),
     where the stage runs on a file; data.strengths, where it is named, is of the pairs of data.preferences that are used."""
-    if "collect" in config.stages or not config.data.preferences:
+    if not config.data.preferences:
         return
     if "preferences" in stages:
         _check_pairs(config, config.data.preferences, tokenizers.policy, findings)

@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 from learner.adaptation.fit import Method
 from learner.adaptation.meta_rm import Loss, spread, spread_pairs
 from learner.ranks.losses import masked_regression
-from learner.reward_model.training import GATE_PAIRS, Features, gated_score, pair_losses
+from learner.reward_model.training import GATE_PAIRS, Features, gated_score, head_losses, pair_losses
 from rewarder.model import GatedRewardModel, RewardOutput
 
 RATED_ROWS = 1024  # of one update
@@ -131,7 +131,7 @@ class CachedLandscape:
         gated = pair_losses(self._score(output), neighbours, labels).mean()
         if (column := self._method.preference) is None:
             return gated, torch.zeros_like(gated)
-        return gated, pair_losses(output.scores[:, column], neighbours, labels).mean()
+        return gated, head_losses(output.scores[:, column], neighbours, labels).mean()
 
     def _output(self, values: dict[str, Tensor], features: Features, rows: Tensor) -> RewardOutput:
         device = self._model.device

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 Report = Callable[[str, int, int, dict[str, float]], None]
 
 
+def silent(what: str, done: int, total: int, values: dict[str, float]) -> None:
+    """A Report for calls that nobody watches."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """done of total of what is in hand, with the latest values; an empty name before it has begun."""

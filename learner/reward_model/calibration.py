@@ -112,7 +112,9 @@ def _labels(
                 "aggregation.kind grouped or final_score"
             )
     value = combine(predicted.debiased, predicted.gate, aggregation)[:, term]
-    first, second = features.pairs[:, 0], features.pairs[:, 1]
+    own = not aggregation.is_one_score and preference in aggregation.group_indices[term]
+    pairs = features.pairs[features.of_preference] if own else features.pairs
+    first, second = pairs[:, 0], pairs[:, 1]
     return Labelled(value[first] - value[second], torch.ones(len(first)), features.prompt_of[first])
 
 

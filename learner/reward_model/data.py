@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from common.config.config import DenoisingConfig, RewarderConfig, RewardTrainingConfig
-from common.data.data import PreferencePair, RatedResponse, read_pairs, read_ratings
+from common.data.data import PreferencePair, RatedResponse, merged, read_pairs, read_ratings
 from common.data.fields import Answer
 from common.data.label_sources import (
     NO_PROGRAMS,
@@ -44,13 +44,14 @@ CHECKED_ROWS = 8192  # at a time: hidden states may be a memory-mapped file
 @dataclass(frozen=True, slots=True)
 class Pair:
     """Indices of two conversations of a prompt, and the label: `chosen` is better with probability `target`, by `margin`;
-    `weight` of its loss."""
+    `weight` of its loss; whether it is a label of the objective rewarder.preference (else it trains the gated score alone)."""
 
     chosen: int
     rejected: int
     target: float = 1.0
     margin: float = 0.0
     weight: float = 1.0
+    of_preference: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,25 @@ class PromptSet:
 
 @dataclass(frozen=True)
 class Labels:
-    """The ratings and pairs that the model can be used on, and their conversations, rendered once."""
+    """The ratings and pairs that the model can be used on, those that stage collect made beside them, and their conversations,
+    rendered once."""
 
     ratings: Rows[RatedResponse]
     pairs: Rows[PreferencePair]
     fitting: Fitting
+    collected_ratings: Rows[RatedResponse]
+    collected_pairs: Rows[PreferencePair]
 
     def counts(self) -> list[str]:
         """What became of the rows of each file: one line a file."""
-        return [f"{rows.source}: {rows.counts()}" for rows in (self.ratings, self.pairs) if rows or rows.left_out]
+        files = self.ratings, self.pairs, self.collected_ratings, self.collected_pairs
+        return [f"{rows.source}: {rows.counts()}" for rows in files if rows or rows.left_out]
+
+    def all_ratings(self) -> Rows[RatedResponse]:
+        """Those of both files; a response that both rate is one row."""
+        both = *self.ratings, *self.collected_ratings
+        numbers = *self.ratings.numbers, *self.collected_ratings.numbers
+        return merged(Rows(self.ratings.source, both, numbers)) if self.collected_ratings else self.ratings
 
 
 def read_labels(
@@ -88,13 +99,20 @@ def read_labels(
     pair_weights: Sequence[float] | None = None,
 ) -> Labels:
     """The rows of the files, without those that are too long and pairs of equal tokens, which are counted. pair_weights are of
-    the losses of the pairs, in the file's order."""
+    the losses of the pairs in files.pairs, in its order."""
     fitting = Fitting(tokenizer, max_tokens)
-    rated = read_ratings(files.ratings) if files.ratings else Rows[RatedResponse]("")
-    paired = read_pairs(files.pairs) if files.pairs else Rows[PreferencePair]("")
+    rated, more_rated = (
+        fitting.usable(read_ratings(file) if file else Rows[RatedResponse](""), rating_sides)
+        for file in (files.ratings, files.collected_ratings)
+    )
+    paired, more_paired = (
+        read_pairs(file) if file else Rows[PreferencePair]("") for file in (files.pairs, files.collected_pairs)
+    )
     if pair_weights is not None:
         paired[:] = [replace(pair, weight=float(w)) for pair, w in zip(paired, pair_weights, strict=True)]
-    return Labels(fitting.usable(rated, rating_sides), fitting.usable(paired, pair_sides), fitting)
+    more_paired[:] = [replace(pair, of_preference=False) for pair in more_paired]
+    paired, more_paired = (fitting.usable(pairs, pair_sides) for pairs in (paired, more_paired))
+    return Labels(rated, paired, fitting, more_rated, more_paired)
 
 
 def read_sides(
@@ -117,18 +135,21 @@ def sides_of(
     rewarder: RewarderConfig,
     training: RewardTrainingConfig,
 ) -> tuple[list[PromptSet], list[PromptSet]]:
-    """(training, held out) of the labels and the configured programs; training pairs are denoised, held-out ones as they came.
-    Raises ValueError where a model that is to be trained (no rewarder.model) has an objective without a source of labels, or
-    with ratings of held-out prompts alone; and for strengths of other pairs."""
+    """(training, held out) of the labels and the configured programs; training pairs are denoised, held-out ones as they came,
+    and so are those that stage collect made beside people's. Raises ValueError where a model that is to be trained (no
+    rewarder.model) has an objective without a source of labels, or with ratings of held-out prompts alone; and for strengths of
+    other pairs."""
     fraction, paired = training.held_out_fraction, list(labels.pairs)
-    sources = labels.ratings, rewarder.programs, rewarder.preference, len(paired)
+    ratings = labels.all_ratings()
+    sources = ratings, rewarder.programs, rewarder.preference, len(paired)
     if rewarder.model is None and (problems := untrained_heads(objectives, *sources, fraction)):
         raise ValueError("\n".join(problems))
     programs = load_programs(rewarder.programs)
     if paired and not training.denoising.is_neutral:
         paired = _denoised(paired, strengths, training.denoising, fraction)
     fitting, most = labels.fitting, rewarder.max_tokens
-    sets = prompt_sets(labels.ratings, paired, objectives, fitting.tokenizer, most, programs, fitting)
+    paired += labels.collected_pairs
+    sets = prompt_sets(ratings, paired, objectives, fitting.tokenizer, most, programs, fitting)
     return split(sets, fraction)
 
 
@@ -195,15 +216,15 @@ def split(sets: dict[str, PromptSet], held_out_fraction: float) -> tuple[list[Pr
 
 
 def flatten(sets: Sequence[PromptSet]) -> tuple[list[Rendered], Tensor, Tensor, Tensor, Tensor]:
-    """All conversations in one list, with ratings [N, K], pairs [P, 2] in its indices, their labels [P, 3] (target, margin,
-    weight) and prompt_of [N]."""
+    """All conversations in one list, with ratings [N, K], pairs [P, 2] in its indices, their labels [P, 4] (target, margin,
+    weight, and 1 where the pair is of_preference) and prompt_of [N]."""
     rendered = [conversation for prompt in sets for conversation in prompt.conversations]
     starts = np.cumsum([0, *(len(prompt.conversations) for prompt in sets)])
     pairs = [(start + p.chosen, start + p.rejected) for start, s in zip(starts, sets, strict=False) for p in s.pairs]
-    labels = [(p.target, p.margin, p.weight) for prompt in sets for p in prompt.pairs]
+    labels = [(p.target, p.margin, p.weight, float(p.of_preference)) for prompt in sets for p in prompt.pairs]
     prompt_of = np.repeat(np.arange(len(sets)), [len(prompt.conversations) for prompt in sets])
     ratings = torch.from_numpy(np.concatenate([prompt.ratings for prompt in sets]))
-    indices, labels = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2), torch.tensor(labels).reshape(-1, 3)
+    indices, labels = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2), torch.tensor(labels).reshape(-1, 4)
     return rendered, ratings, indices, labels, torch.from_numpy(prompt_of)
 
 
@@ -235,7 +256,9 @@ def _prompt_set(
         messages,
         tuple(fitting.whole(Answer(messages, response) for response in known)),
         np.array(values, dtype=np.float32).reshape(len(known), len(objectives)),
-        tuple(Pair(index[p.chosen], index[p.rejected], p.target, p.margin, p.weight) for p in compared),
+        tuple(
+            Pair(index[p.chosen], index[p.rejected], p.target, p.margin, p.weight, p.of_preference) for p in compared
+        ),
     )
 
 

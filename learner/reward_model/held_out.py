@@ -22,9 +22,9 @@ CONSTANT = "rm/constant/"
 
 
 def held_out_report(model: GatedRewardModel, features: Features, preference: int | None) -> dict[str, float]:
-    """Pair accuracy of the gated score with its 95 % interval, with a uniform gate, and of the head that pairs train (where
-    there is one); R2 of each objective's ratings, NaN where there is none, and CONSTANT + its name where that is because they
-    are all alike."""
+    """Pair accuracy of the gated score with its 95 % interval, with a uniform gate, and of the head that pairs train, on the
+    pairs that are its labels, with its own (where there is one); R2 of each objective's ratings, NaN where there is none, and
+    CONSTANT + its name where that is because they are all alike."""
     output, pairs = outputs(model, features), features.pairs
     matrix = model.reward_transform_matrix
     uniform = debias(output.scores, matrix).mean(-1)
@@ -35,7 +35,10 @@ def held_out_report(model: GatedRewardModel, features: Features, preference: int
         "rm/held_out_pairs": float(len(pairs)),
     }
     if preference is not None:
-        report["rm/pair_accuracy_preference_head"] = _pair_accuracy(output.scores[:, preference].cpu(), pairs)
+        own = pairs[features.of_preference]
+        head = _pair_accuracy(output.scores[:, preference].cpu(), own)
+        report |= _with_interval("rm/pair_accuracy_preference_head", head, len(own))
+        report["rm/held_out_preference_pairs"] = float(len(own))
     for k, name in enumerate(model.objectives):
         report[f"rm/r2/{name}"] = _r2(output.scores[:, k].cpu(), features.ratings[:, k])
         if is_constant(features.ratings[:, k]):

@@ -27,11 +27,14 @@ from learner.reward_model import training as reward_training
 from learner.reward_model.backbone_fit import Seeds, fit_backbone
 from learner.reward_model.calibration import preference_column
 from learner.reward_model.data import PromptSet, read_labels, sides_of
+from learner.reward_model.heads import fit_frozen
 from learner.reward_model.training import Features
 from rewarder.aggregation import aggregation_of
 from rewarder.bradley_terry import new_scalar_model, save_classifier, stock_classifier
 from rewarder.debias import fit_debias
 from rewarder.model import GatedRewardModel
+
+TRAINING, HELD_OUT = "training", "held out"  # sides of the split
 
 
 class RewardStage:
@@ -41,6 +44,7 @@ class RewardStage:
         self._policy, self._rewarder, self._aggregation = config.policy, config.rewarder, config.aggregation
         self._learner, self._settings, self._seed = config.learner, config.learner.reward_model, config.run.seed
         self._rank, self._device, self._report = rank, device, report
+        self._frozen: dict[str, Features] = {}  # of a backbone that no stage moves: by side of the split
 
     def run(self, policy: str, files: LabelFiles, directory: str, plain: str | None) -> dict[str, float]:
         """Trains (or, where rewarder.model names one, only calibrates) the reward model and writes it as version 0 to
@@ -69,7 +73,7 @@ class RewardStage:
     ) -> dict[str, Any]:
         """Trains and calibrates the model in place; what report.json says of it."""
         alphas = self._train(model, training) if self._rewarder.model is None else {}
-        features, column = self._features(model, unseen), preference_column(self._rewarder, model.objectives)
+        features, column = self._features(model, unseen, HELD_OUT), preference_column(self._rewarder, model.objectives)
         aggregation = aggregation_of(self._aggregation, model.objectives)
         fitted = calibration.calibrate(model, features, aggregation, column)
         model.info = replace(model.info, calibration=fitted)
@@ -104,13 +108,12 @@ class RewardStage:
     def _train(self, model: GatedRewardModel, training: Sequence[PromptSet]) -> dict[str, float]:
         """Stage 1 (heads, and the backbone where it is trained), debias, gate; returns the picked alphas of ridge."""
         settings, alphas = self._settings, {}
+        column = preference_column(self._rewarder, model.objectives)
         if settings.stage_1 == "regression":
-            column = preference_column(self._rewarder, model.objectives)
             self._descend(model, training, settings, column, self._report)
-        features = self._features(model, training)
+        features = self._features(model, training, TRAINING)
         if settings.stage_1 == "ridge":
-            picked = reward_training.fit_heads(model, features, training).alphas
-            alphas = {f"rm/ridge_alpha/{name}": alpha for name, alpha in zip(model.objectives, picked, strict=True)}
+            alphas = fit_frozen(model, features, training, column, self._report)
         if settings.verbosity is not None:
             scores = calibration.outputs(model, features).scores.cpu()
             matrix = fit_debias(scores, model.objectives.index(settings.verbosity))
@@ -133,14 +136,14 @@ class RewardStage:
         revision = revision_of(policy, self._policy)
         model = new_scalar_model(policy, self._seed, self._backbone_dtype, revision).to(self._device)
         if self._settings.stage_1 == "ridge":
-            features = self._features(model, training)  # those of the gated model: read again where there is a cache
+            features = self._features(model, training, TRAINING)  # those of the gated model
             baseline.fit_head(model, features, self._settings, self._seed, self._report)
         else:
             settings, report = baseline.pairs_alone(self._settings), baseline.named(self._report)
             self._descend(model, baseline.paired(training), settings, None, report)
         if self._rank == 0:
             save_classifier(model, directory, tokenizer)
-        return held_out.baseline_report(model, self._features(model, unseen))
+        return held_out.baseline_report(model, self._features(model, unseen, HELD_OUT))
 
     # ---- both ---------------------------------------------------------------------------------------------------------
 
@@ -156,9 +159,15 @@ class RewardStage:
         seeds = Seeds(self._seed, self._seed)
         fit_backbone(model, training, self._learner, settings, column, seeds, self._rank, self._device, report)
 
-    def _features(self, model: GatedRewardModel, sets: Sequence[PromptSet]) -> Features:
+    def _features(self, model: GatedRewardModel, sets: Sequence[PromptSet], side: str) -> Features:
+        """Those of one side; a frozen backbone passes once, for the gated model and its baseline."""
+        if side in self._frozen:
+            return self._frozen[side]
         budget, cache = self._learner.micro_batch_tokens, self._settings.feature_cache
-        return reward_training.extract_features(model, sets, budget, self._rank, self._device, cache)
+        found = reward_training.extract_features(model, sets, budget, self._rank, self._device, cache, self._report)
+        if self._settings.stage_1 == "ridge":
+            self._frozen[side] = found
+        return found
 
     @property
     def _backbone_dtype(self) -> str:

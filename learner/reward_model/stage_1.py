@@ -27,7 +27,7 @@ from learner.ranks.progress import Report
 from learner.ranks.schedule import cosine
 from learner.reward_model.data import PromptSet, check_finite_rows, flatten
 from learner.reward_model.stopping import Best, Plateau
-from learner.reward_model.training import gated_score, pair_losses
+from learner.reward_model.training import gated_score, head_losses, pair_losses
 from learner.reward_model.views import NUM_VIEWS, Contrast
 from rewarder.model import GatedRewardModel, RewardOutput
 from rewarder.scoring import pad_conversations
@@ -184,11 +184,11 @@ def stage_1_losses(
     scale: float = 1.0,
 ) -> Tensor:
     """[3]: masked MSE of the ratings, Bradley-Terry of the gated score over `scale`, and of the head in `column` (0 without
-    one), of a micro-batch with ratings [B, K] (NaN where there is none), pairs [P, 2] and their labels [P, 3] (target, margin,
-    weight); num_known [K] and num_pairs are of the whole batch."""
+    one), of a micro-batch with ratings [B, K] (NaN where there is none), pairs [P, 2] and their labels [P, 4] (target, margin,
+    weight, of_preference); num_known [K] and num_pairs are of the whole batch."""
     regression = masked_regression(output.scores, ratings.nan_to_num(), ratings.isfinite(), num_known)
     gated = pair_losses(gated_score(output, matrix) / scale, pairs, pair_labels).sum() / num_pairs
     if column is None:
         return torch.stack([regression, gated, torch.zeros_like(gated)])
-    head = pair_losses(output.scores[:, column], pairs, pair_labels).sum() / num_pairs
+    head = head_losses(output.scores[:, column], pairs, pair_labels).sum() / num_pairs
     return torch.stack([regression, gated, head])

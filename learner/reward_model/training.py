@@ -1,8 +1,7 @@
 """Trains the gated multi-objective reward model from ratings and pairs.
 
-    stage 1  backbone + heads + gate by gradient (learner/reward_model/stage_1.py), or, with stage_1: ridge, heads alone, in
-    closed form on
-             the frozen backbone's hidden states (learner/reward_model/ridge.py)
+    stage 1  backbone + heads + gate by gradient (learner/reward_model/stage_1.py), or, with stage_1: ridge, heads alone, on the
+             frozen backbone's hidden states and without gradient steps (learner/reward_model/heads.py)
     debias   the verbosity matrix T from the predicted scores (rewarder/debias.py)
     stage 2  gate and its scale alone, Bradley-Terry on the debiased score, on cached hidden states
 
@@ -11,7 +10,7 @@ Called by learner/reward_model/stage.py, on every rank. Source: ArmoRM (2406.128
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,28 +19,27 @@ import torch
 from torch import Tensor
 
 from common.config.config import RewardTrainingConfig
-from common.data.split import is_validation
 from learner.ranks.batch import rank_micro_batches
 from learner.ranks.engine import num_ranks, reduce_sum
 from learner.ranks.losses import bradley_terry
-from learner.ranks.progress import Report
+from learner.ranks.progress import Report, silent
 from learner.ranks.schedule import cosine
 from learner.reward_model.data import PromptSet, check_finite_rows, flatten
 from learner.reward_model.feature_cache import cached_states, features_key
-from learner.reward_model.ridge import Block, RidgeFit, fit_ridge
 from rewarder.aggregate import debias
 from rewarder.model import GatedRewardModel, RewardOutput
 from rewarder.scoring import Rendered, pad_conversations
 
 GATE_PAIRS = 1024  # of one update
-RIDGE_HELD_OUT = 0.2  # of the training prompts, to pick each objective's alpha
 BLOCK_ROWS = 8192  # hidden states in hand at a time
+STATES = "hidden states, conversations"  # what progress calls them
 
 
 @dataclass(frozen=True)
 class Features:
-    """Hidden states of N conversations: prompt and response [N, H] float32; pairs [P, 2] indices, with target, margin and
-    weight of each in pair_labels [P, 3]; ratings [N, K] with NaN; prompt_of [N] tells which conversations share a prompt."""
+    """Hidden states of N conversations: prompt and response [N, H] float32; pairs [P, 2] indices, with target, margin, weight
+    and whether it is of_preference (1 or 0) of each in pair_labels [P, 4]; ratings [N, K] with NaN; prompt_of [N] tells which
+    conversations share a prompt."""
 
     prompt: Tensor
     response: Tensor
@@ -50,6 +48,11 @@ class Features:
     ratings: Tensor
     prompt_of: Tensor
 
+    @property
+    def of_preference(self) -> Tensor:
+        """Whether each pair [P] is a label of the objective rewarder.preference, where that is set."""
+        return self.pair_labels[:, 3] > 0
+
 
 def gated_score(output: RewardOutput, matrix: Tensor) -> Tensor:
     """sum_k g_k (r T)_k: the Bradley-Terry logit of each response, [B]."""
@@ -57,9 +60,15 @@ def gated_score(output: RewardOutput, matrix: Tensor) -> Tensor:
 
 
 def pair_losses(score: Tensor, pairs: Tensor, labels: Tensor) -> Tensor:
-    """Bradley-Terry of scores [B], for pairs [P, 2] of their indices with labels [P, 3] (target, margin, weight); [P]."""
-    target, margin, weight = labels.unbind(1)
+    """Bradley-Terry of scores [B], for pairs [P, 2] of their indices with labels [P, 4] (target, margin, weight,
+    of_preference); [P]."""
+    target, margin, weight, _ = labels.unbind(1)
     return weight * bradley_terry(score[pairs[:, 0]] - score[pairs[:, 1]], target, margin)
+
+
+def head_losses(score: Tensor, pairs: Tensor, labels: Tensor) -> Tensor:
+    """The same of the head that pairs train: 0 where a pair is no label of rewarder.preference."""
+    return labels[:, 3] * pair_losses(score, pairs, labels)
 
 
 def extract_features(
@@ -69,14 +78,15 @@ def extract_features(
     rank: int,
     device: torch.device,
     cache: str | None = None,
+    report: Report = silent,
 ) -> Features:
-    """Hidden states of every conversation, computed once, by all ranks together, without autocast; `cache` is the directory
-    that keeps them between runs, memory-mapped, where there is one. Raises ValueError for a state that is not finite; nothing
-    is kept then."""
+    """Hidden states of every conversation, one pass each, by all ranks together, without autocast; `cache` is the directory
+    that keeps them between runs, memory-mapped, where there is one; `report` hears how many are done. Raises ValueError for a
+    state that is not finite; nothing is kept then."""
     rendered, ratings, pairs, pair_labels, prompt_of = flatten(sets)
 
     def compute(states: Tensor) -> None:
-        _fill_states(states, model, rendered, micro_batch_tokens, rank, device)
+        _fill_states(states, model, rendered, micro_batch_tokens, rank, device, report)
         check_finite_rows("hidden states", tuple(states), sets)
 
     shape = (2, len(rendered), model.sizes.hidden)
@@ -95,29 +105,22 @@ def _fill_states(
     micro_batch_tokens: int,
     rank: int,
     device: torch.device,
+    report: Report,
 ) -> None:
-    """Writes h_P and h_R of all rows into zeros [2, N, H]: each rank its own, then the sum over ranks, part by part."""
-    for indices in rank_micro_batches([len(r.ids) for r in rendered], micro_batch_tokens, rank, num_ranks()):
+    """Writes h_P and h_R of all rows into zeros [2, N, H]: each rank its own, then the sum over ranks, part by part. Progress
+    is counted in tokens, on which the time depends, and told in conversations."""
+    lengths = [len(r.ids) for r in rendered]
+    mine = rank_micro_batches(lengths, micro_batch_tokens, rank, num_ranks())
+    done, tokens = 0, max(1, sum(lengths[i] for indices in mine for i in indices))
+    for indices in mine:
         with torch.no_grad():
             output: RewardOutput = model(*pad_conversations([rendered[i] for i in indices] or rendered[:1], device))
         for kind, state in enumerate((output.prompt_state, output.response_state)):
             states[kind, indices] = state[: len(indices)].cpu()
+        done += sum(lengths[i] for i in indices)
+        report(STATES, len(rendered) * done // tokens, len(rendered), {})
     for part in states.flatten(0, 1).split(BLOCK_ROWS):
         reduce_sum(part)
-
-
-def fit_heads(model: GatedRewardModel, features: Features, sets: Sequence[PromptSet]) -> RidgeFit:
-    """Stage 1 in closed form: the heads by ridge on the hidden states of these prompts; every rank does the same on its own
-    copy. Raises ValueError (learner/reward_model/ridge.py)."""
-    picks = torch.tensor([is_validation(prompt.messages, RIDGE_HELD_OUT) for prompt in sets])[features.prompt_of]
-    fit = fit_ridge(_blocks(features, ~picks), _blocks(features, picks), model.objectives)
-    model.regression_layer.weight.data.copy_(fit.weight)
-    return fit
-
-
-def _blocks(features: Features, kept: Tensor) -> Iterator[Block]:
-    for rows in torch.nonzero(kept).flatten().split(BLOCK_ROWS):
-        yield features.response[rows], features.ratings[rows]
 
 
 def train_gate(

@@ -177,7 +177,7 @@ def features(count: int, seed: int) -> Features:
     rows = torch.arange(2 * count).reshape(-1, 2)
     first = (response[rows[:, 0], 0] + 0.5 * torch.randn(count, generator=generator)) > response[rows[:, 1], 0]
     pairs = torch.where(first[:, None], rows, rows.flip(1))
-    labels, unrated = torch.tensor([1.0, 0.0, 1.0]).repeat(count, 1), torch.full((2 * count, 3), torch.nan)
+    labels, unrated = torch.tensor([1.0, 0.0, 1.0, 1.0]).repeat(count, 1), torch.full((2 * count, 3), torch.nan)
     return Features(prompt, response, pairs, labels, unrated, torch.arange(count).repeat_interleave(2))
 
 

@@ -84,10 +84,6 @@ def test_all_problems_come_at_once() -> None:
         ((*WEIGHTED, "aggregation.weights={a: 0}"), "aggregation.weights is {'a': 0.0}; give at least one"),
         ((*WEIGHTED, "aggregation.weights={a: 1, x: 1}"), "'x', which is not in rewarder.objectives"),
         ((*WEIGHTED, "aggregation.weights={a: .nan}"), "aggregation.weights has nan for 'a'"),
-        (
-            ("learner.reward_model.stage_1=ridge", "rewarder.objectives=[p]", "rewarder.preference=p"),
-            "stage_1 is ridge, which fits ratings, but rewarder.preference has the pairs train the head of 'p'",
-        ),
         ((BASELINE, "rewarder.model=m", "data.preferences=p"), "baseline is true but rewarder.model is 'm'"),
         ((BASELINE, "stages=[reward_model]"), "baseline is true but there are no pairs"),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.data.data import RatedResponse
-from common.data.label_sources import ProgramError, load_programs, rate, rated_objectives, wrong_sources
+from common.data.label_sources import (
+    LabelFiles,
+    ProgramError,
+    label_files,
+    load_programs,
+    rate,
+    rated_objectives,
+    wrong_sources,
+)
 from common.types import Message
 from rewarder.programs import FREE_WORDS, MOST_WORDS, brevity, non_repetition
 
@@ -94,3 +103,13 @@ def test_each_objective_has_one_source() -> None:
 def test_an_objective_counts_as_rated_where_one_response_is() -> None:
     rows = [RatedResponse(ASK, "r", {"a": None, "b": 1.0}), RatedResponse(ASK, "s", {"a": None})]
     assert rated_objectives(rows) == {"b"}
+
+
+def test_what_people_brought_and_what_was_collected_stand_side_by_side(tmp_path: Path) -> None:
+    made = str(tmp_path / "ratings.jsonl"), str(tmp_path / "preferences.jsonl")
+    assert label_files("r", "p", None, "s") == LabelFiles("r", "p", "s")
+    assert label_files(None, None, tmp_path) == LabelFiles(*made)
+    assert label_files(None, "p", tmp_path) == LabelFiles(made[0], "p", None, None, made[1])
+    assert label_files("r", None, tmp_path) == LabelFiles("r", made[1], None, made[0], None)
+    both = label_files("r", "p", tmp_path, "s")
+    assert both == LabelFiles("r", "p", "s", *made) and both.all() == ("r", "p", "s", *made), "every node gets all five"

@@ -45,6 +45,24 @@ def test_objectives_from_pairs_alone(check: Check) -> None:
     assert len(wrong) == 1 and "rewarder.programs.b returned 2.0 for the response 'a b'; wanted a number" in wrong[0]
 
 
+def test_peoples_labels_beside_those_of_stage_collect_are_read_too(check: Check) -> None:
+    collecting = (
+        "judge.labeler=math:sqrt",
+        "rewarder.model=null",
+        "rewarder.objectives=[a,b]",
+        "rewarder.preference=b",
+    )
+    stages = ["collect", "reward_model"]
+    Path("p.jsonl").write_text('{"prompt": "p", "chosen": "a b"}\n')
+    problem = only(check(*collecting, "data.preferences=p.jsonl", f"stages=[{','.join(stages)}]", stages=stages))
+    assert 'p.jsonl:1: "rejected" is missing' in problem
+    Path("p.jsonl").write_text('{"prompt": "p", "chosen": "a b", "rejected": ""}\n')
+    given = (*collecting, "data.preferences=p.jsonl", f"stages=[{','.join(stages)}]")
+    assert check(*given, stages=stages).problems == [], "what stage collect will rate is not known yet"
+    Path("r.jsonl").write_text('{"prompt": "p", "response": "r", "scores": {"b": 1}}\n')
+    assert "objective 'b' has 2 sources of labels" in only(check(*given, "data.ratings=r.jsonl", stages=stages))
+
+
 def rated(path: str, rows: list[dict[str, float | None]], prompts: list[str] | None = None) -> None:
     named = prompts or [f"p{n}" for n in range(len(rows))]
     lines = zip(named, rows, strict=True)

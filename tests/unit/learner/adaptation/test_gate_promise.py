@@ -61,7 +61,7 @@ def features(pairs: int, seed: int) -> Features:
     generator = torch.Generator().manual_seed(seed)
     prompt = torch.randn(pairs, HIDDEN, generator=generator).repeat_interleave(2, 0)
     response = torch.randn(2 * pairs, HIDDEN, generator=generator)
-    labels, ratings = torch.tensor([1.0, 0.0, 1.0]).repeat(pairs, 1), torch.full((2 * pairs, 3), torch.nan)
+    labels, ratings = torch.tensor([1.0, 0.0, 1.0, 1.0]).repeat(pairs, 1), torch.full((2 * pairs, 3), torch.nan)
     prompt_of = torch.arange(pairs).repeat_interleave(2)
     return Features(prompt, response, torch.arange(2 * pairs).reshape(-1, 2), labels, ratings, prompt_of)
 

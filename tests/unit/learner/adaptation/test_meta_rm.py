@@ -260,7 +260,7 @@ def features(model: GatedRewardModel, rows: int, pairs: int, seed: int) -> Featu
     generator = torch.Generator().manual_seed(seed)
     prompt, response = torch.randn(2, rows, model.sizes.hidden, generator=generator, dtype=torch.float64)
     indices = torch.arange(2 * pairs).reshape(-1, 2)
-    labels = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64).repeat(pairs, 1)
+    labels = torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=torch.float64).repeat(pairs, 1)
     ratings = torch.rand(rows, 2, generator=generator, dtype=torch.float64)
     ratings[::3, 0] = torch.nan
     return Features(prompt, response, indices, labels, ratings, torch.arange(rows) // 4)

@@ -78,7 +78,7 @@ def test_flatten_shifts_the_indices(tokenizer) -> None:
     )
     assert len(rendered) == len(ratings) == 6
     assert index.tolist() == [[0, 1], [2, 3], [4, 5]]
-    assert labels.tolist() == [[1.0, 0.0, 1.0], [0.75, 0.5, 1.0], [0.5, 1.0, 1.0]]
+    assert labels.tolist() == [[1.0, 0.0, 1.0, 1.0], [0.75, 0.5, 1.0, 1.0], [0.5, 1.0, 1.0, 1.0]]
     assert prompt_of.tolist() == [0, 0, 1, 1, 2, 2]
 
 
@@ -188,7 +188,7 @@ def labels_of(features: Features, aggregation: Aggregation, term: int, preferenc
 def rated(ratings: list[list[float]], prompt_of: list[int], pairs: list[list[int]]) -> Features:
     n = len(ratings)
     of, compared = torch.tensor(prompt_of), torch.tensor(pairs).reshape(-1, 2)
-    labels = torch.tensor([[1.0, 0.0]] * len(pairs)).reshape(-1, 2)
+    labels = torch.tensor([[1.0, 0.0, 1.0, 1.0]] * len(pairs)).reshape(-1, 4)
     return Features(torch.zeros(n, 2), torch.zeros(n, 2), compared, labels, torch.tensor(ratings), of)
 
 

@@ -11,7 +11,7 @@ from learner.reward_model.training import gated_score
 from rewarder.model import RewardOutput
 
 PAIRS = torch.tensor([[0, 1], [3, 2]])
-PLAIN = torch.tensor([[1.0, 0.0, 1.0]] * 2)  # target, margin, weight
+PLAIN = torch.tensor([[1.0, 0.0, 1.0, 1.0]] * 2)  # target, margin, weight, of_preference
 
 
 def output(seed: int) -> RewardOutput:

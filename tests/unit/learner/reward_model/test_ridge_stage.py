@@ -23,7 +23,8 @@ from common.data.split import is_held_out
 from common.models import with_absolute_sources
 from common.types import Message
 from learner.reward_model import data as reward_data
-from learner.reward_model.training import extract_features, fit_heads
+from learner.reward_model.heads import fit_heads
+from learner.reward_model.training import extract_features
 from learner.worker import LearnerWorker
 from rewarder.model import GatedRewardModel
 from rewarder.scoring import Rendered, pad_conversations, render, score_responses
@@ -113,7 +114,7 @@ def test_the_heads_are_fitted_and_the_backbone_stays(
     for name, value in before.backbone.state_dict().items():
         assert torch.equal(value, made.backbone.state_dict()[name]), name
     sets = training_sets(world)
-    fit = fit_heads(before, extract_features(before, sets, 256, 0, CPU), sets)
+    fit = fit_heads(before, extract_features(before, sets, 256, 0, CPU), sets, range(3))
     assert torch.equal(made.regression_layer.weight, fit.weight) and torch.equal(
         before.regression_layer.weight, fit.weight
     )
