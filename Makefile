@@ -1,4 +1,5 @@
 # make quickstart [SEED=n]   the whole loop in the sandbox (minutes, 2 cores); again: goes on where it stopped
+# make real [SEED=n]         a real language model, SmolLM2-135M, through the whole loop (25 minutes, 2 idle cores; docs/smollm.md)
 # make test                  the tests that every change must pass: all kinds, real parts (eight minutes, 2 cores)
 # make test-all              these and the slow ones: every test but the long chaos runs (within the hour; docs/testing.md)
 # make chaos                 kills at random, real Redis
@@ -15,6 +16,7 @@ SEED ?= 0
 BIN := .venv/bin
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 RUN := $(if $(filter 0,$(SEED)),quickstart,quickstart-seed$(SEED))
+REAL := $(if $(filter 0,$(SEED)),smollm,smollm-seed$(SEED))
 # One thread per process: two OpenMP pools on two cores are many times slower (docs/quickstart.md).
 export OMP_NUM_THREADS := 1
 export DS_BUILD_OPS := 0
@@ -24,7 +26,7 @@ PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # Which tests of a directory: `make integration TIER=` runs the slow ones too.
 TIER ?= -m "not slow"
 
-.PHONY: setup setup-gpu quickstart sandbox-check study studies benchmarks test test-all check lint unit integration e2e chaos lock clean
+.PHONY: setup setup-gpu quickstart real sandbox-check study studies benchmarks test test-all check lint unit integration e2e chaos lock clean
 
 setup: .venv/cpu.done
 
@@ -50,6 +52,14 @@ quickstart: setup
 	$(BIN)/python -m examples.sandbox --out data/sandbox-$(SEED) --seed $(SEED)
 	$(BIN)/python launch.py --config configs/quickstart.yaml run.seed=$(SEED) run.name=$(RUN) \
 	  $$(test -f runs/$(RUN)/config.yaml && echo --resume)
+
+# With people's pairs where examples.smollm found some.
+real: setup
+	$(BIN)/python -m examples.smollm --out data/smollm-$(SEED) --seed $(SEED)
+	$(BIN)/python launch.py run.seed=$(SEED) run.name=$(REAL) \
+	  --config configs/$$(test -f data/smollm-$(SEED)/preferences.jsonl && echo smollm_pairs || echo smollm).yaml \
+	  $$(test -f runs/$(REAL)/config.yaml && echo --resume)
+	$(BIN)/python -m examples.smollm.table runs/$(REAL)
 
 sandbox-check: setup
 	$(BIN)/python -m studies check

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from common.config.config import Config
 from common.data.data import write_jsonl
 from common.judge import JudgeItem, ask_judge, load_function
 from common.metrics import read_rows
-from common.types import Prompt
+from common.types import Prompt, Rollout
 from driver.cluster.doors import Actors
 from driver.loop.references import sample_prompts
 
@@ -26,13 +28,24 @@ def judge_policy(actors: Actors, config: Config, prompts: Sequence[Prompt], step
     rows: list[dict[str, object]] = []
     for prompt, (rollout,) in zip(prompts, sampled, strict=True):
         item = JudgeItem(prompt.messages, prompt.meta, rollout.response, rollout.finish_reason)
-        text = prompt.messages[-1].content
-        rows.append(
-            {"prompt": text, "response": rollout.response, "meta": prompt.meta, "scores": ask_judge(judge, item)}
-        )
+        rows.append(_row(prompt, rollout, ask_judge(judge, item)))
     directory.mkdir(parents=True, exist_ok=True)
     write_jsonl(directory / f"step_{step}.jsonl", rows)
     return mean_gold(rows)
+
+
+def _row(prompt: Prompt, rollout: Rollout, scores: dict[str, float]) -> dict[str, object]:
+    """One line of evaluations/step_N.jsonl; logprob is of the whole response, in nats, as it was sampled."""
+    return {
+        "prompt": prompt.messages[-1].content,
+        "messages": [asdict(message) for message in prompt.messages],
+        "response": rollout.response,
+        "token_ids": rollout.token_ids.tolist(),
+        "logprob": float(rollout.rollout_logprobs.sum(dtype=np.float64)),
+        "finish_reason": rollout.finish_reason,
+        "meta": prompt.meta,
+        "scores": scores,
+    }
 
 
 def mean_gold(rows: Sequence[dict[str, object]]) -> float:
@@ -63,12 +76,16 @@ def gold_table(config: Config, directory: Path, ideal: Sequence[float] | None) -
             continue
         rows = read_rows(path)
         name = "SFT policy" if iteration == 0 else f"iteration {iteration}"
-        names = [key for key in rows[0]["scores"] if key != "gold"]
-        means = {key: float(np.mean([row["scores"][key] for row in rows])) for key in names}
-        table.append({"policy": name, "step": step, **_interval(golds(rows), config), "objectives": means})
+        table.append({"policy": name, "step": step, **_interval(golds(rows), config), "objectives": _means(rows)})
     if ideal:
         table.append({"policy": "ideal answer", "step": None, **_interval(ideal, config), "objectives": {}})
     return table
+
+
+def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean of each objective over the responses that the judge gave it to: not every prompt asks for each."""
+    names = dict.fromkeys(key for row in rows for key in row["scores"] if key != "gold")
+    return {key: float(np.mean([row["scores"][key] for row in rows if key in row["scores"]])) for key in names}
 
 
 def _interval(values: Sequence[float], config: Config) -> dict[str, object]:

@@ -112,7 +112,9 @@ def _with_intervals(gold: Gold, evaluations: Path) -> Gold:
 
 
 def _judged(step: int, rows: Sequence[Mapping[str, Any]]) -> Gold:
-    names = list(rows[0]["scores"]) if rows else []
+    names = list(
+        dict.fromkeys(name for row in rows for name in row["scores"])
+    )  # not every prompt asks for each objective
     means = {name: _mean([number(row["scores"].get(name)) for row in rows]) for name in names}
     return Gold(f"step {step}", step, means.pop("gold", Interval(NAN)), len(rows), means)
 
