@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -37,10 +38,9 @@ class FrozenModel:
 
     def prompt_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """The tokens of a conversation with the answer opened."""
-        ids = self.tokenizer.apply_chat_template(
-            list(messages), tokenize=True, add_generation_prompt=True, return_dict=False
-        )
-        return [int(index) for index in ids]
+        turns = list(messages)
+        ids = self.tokenizer.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=False)
+        return cast("list[int]", ids)
 
     @torch.no_grad()
     def log_probs(self, sequences: Sequences, say: Say) -> list[float]:

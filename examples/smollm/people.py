@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -91,4 +92,4 @@ def constrained(
 def _num_prompt_tokens(tokenizer: PreTrainedTokenizerBase, pair: PreferencePair) -> int:
     turns = [{"role": message.role, "content": message.content} for message in pair.messages]
     ids = tokenizer.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=False)
-    return len(ids)
+    return len(cast("list[int]", ids))

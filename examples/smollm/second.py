@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from learner.reward_model.logistic import FOLDS, Compared, fit_logistic
 from torch import Tensor
 
 from common.data.data import PreferencePair, read_pairs
 from common.data.split import validation_part
 from examples.smollm.frozen import LAYER, FrozenModel, Say, Sequences
 from examples.smollm.measures import Row
+from learner.reward_model.logistic import FOLDS, Compared, fit_logistic
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def write_table(run: Path) -> None:
     say(text)
 
 
-def _evaluations(run: Path) -> tuple[list[Row], list[Row]]:
+def _evaluations(run: Path) -> tuple[Sequence[Row], Sequence[Row]]:
     found = sorted((run / "evaluations").glob("step_*.jsonl"), key=lambda path: int(path.stem.removeprefix("step_")))
     if len(found) < 2:
         raise TableError(
@@ -101,7 +101,10 @@ def _read_by_frozen(frozen: FrozenModel, before: Sequence[Row], after: Sequence[
         [row["logprob"] - mean * len(row["token_ids"]) for row, mean in zip(rows, values, strict=True)]
         for rows, values in zip((before, after), means, strict=True)
     ]
-    return [change("log-prob under the frozen model, nats a token", *means), change("KL, nats a response", *kl)]
+    return [
+        change("log-prob under the frozen model, nats a token", means[0], means[1]),
+        change("KL, nats a response", kl[0], kl[1]),
+    ]
 
 
 def _second(frozen: FrozenModel, pairs: Path, before: Sequence[Row], after: Sequence[Row]) -> tuple[list[Change], str]:
@@ -112,8 +115,8 @@ def _second(frozen: FrozenModel, pairs: Path, before: Sequence[Row], after: Sequ
     found: list[Change] = []
     for source, name in SOURCES.items():
         if places := of_source(before, source):
-            values = [second.score([rows[i] for i in places], _bar) for rows in (before, after)]
-            found.append(change(f"second reward model: {name}", *values))
+            first, last = (second.score([rows[i] for i in places], _bar) for rows in (before, after))
+            found.append(change(f"second reward model: {name}", first, last))
     share, (low, high) = (
         second.right / second.num_pairs,
         wilson_interval(second.right / second.num_pairs, second.num_pairs),

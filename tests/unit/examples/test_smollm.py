@@ -125,25 +125,24 @@ def test_the_same_seed_draws_the_same_prompts() -> None:
 def test_every_combination_can_be_met_by_one_text(held_out: bool) -> None:
     """Written by hand, one text a pair: a pair that nothing can meet would teach nothing."""
     for pair in combinations(held_out):
-        asked = [Constraint(name, POSSIBLE[name][0]) for name in pair]
+        asked = [Constraint(name, POSSIBLE[name]) for name in pair]
         text = compose(pair)
         assert all(constraint.met(text) for constraint in asked), (pair, text)
 
 
 POSSIBLE = {
-    "sentences": ("2", ""), "words": ("30", ""), "bullets": ("2", ""), "keyword": ("small", ""), "avoid": ("the", ""),
-    "case": ("lower", ""), "closing": ("That is all.", ""), "opening": ("The", ""), "json": ("", ""), "commas": ("", ""),
-    "quoted": ("", ""),
+    "sentences": "2", "words": "30", "bullets": "2", "keyword": "small", "avoid": "the", "case": "lower",
+    "closing": "That is all.", "opening": "It", "json": "", "commas": "", "quoted": "",
 }  # fmt: skip
 
 
 def compose(pair: Sequence[str]) -> str:
     """A text that meets the first value of each family of a pair."""
-    first = "The cat is small. It can grow." if "avoid" not in pair else "Cats are small. It can grow."
+    first = "It is small. It can grow."
     if "bullets" in pair:
-        first = "- The cat is small\n- It can grow"
+        first = "- It is small\n- It can grow"
     if "closing" in pair:
-        first = "A small one. That is all." if "opening" not in pair else "The cat is small. That is all."
+        first = "It is small. That is all."
     if "case" in pair:
         first = first.lower()
     if "json" in pair:
