@@ -1,4 +1,4 @@
-"""A reward model as a judge of pairs: a Ray actor beside the rewarders, with a model of its own.
+"""A reward model as a judge of pairs, or of single responses: a Ray actor beside the rewarders, with a model of its own.
 
 Called by the driver alone (driver/judges/judges.py). A pair is scored by itself, as a group is, so that its answer does not
 depend on which other pairs were asked about: a repeated round gets the same labels.
@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from common.config.config import RewarderConfig
 from common.judge import TOO_LONG, PairItem, Verdict
 from common.later import Later
+from common.ratings import RateItem, Rating
 from rewarder.aggregate import debias
 from rewarder.bradley_terry import load_gated_or_classifier
 from rewarder.model import GatedRewardModel
@@ -39,6 +40,28 @@ class RewardJudge:
         """What the scores say of each pair: equal scores are a tie, and so is a pair that is too long for the model. Raises
         ValueError for a score that is not finite."""
         return [self._compare(item) for item in items]
+
+    def rate(self, items: Sequence[RateItem], objectives: Sequence[str]) -> list[Rating]:
+        """The model's raw scores of these objectives, within [0, 1] (a linear head goes a little beyond). A response that is
+        too long is not rated, with the reason. Raises ValueError where the model has none of the objectives."""
+        return [self._rate(item, objectives) for item in items]
+
+    def _rate(self, item: RateItem, objectives: Sequence[str]) -> Rating:
+        names = self._model.value.objectives
+        if not (shared := [name for name in objectives if name in names]):
+            raise ValueError(
+                f"judge.model scores {', '.join(names)}, none of the objectives {', '.join(objectives)}, so it cannot rate; "
+                "name another model, or set adaptation.labels: pairs"
+            )
+        limits = self._config.max_tokens, self._config.batch_tokens
+        try:
+            scores, _ = score_responses(
+                self._model.value, self._tokenizer.value, item.messages, [item.response], *limits
+            )
+        except ConversationTooLong:
+            return Rating({}, TOO_LONG)
+        row = scores[0].clamp(0, 1).tolist()
+        return Rating({name: row[names.index(name)] for name in shared})
 
     def _compare(self, item: PairItem) -> Verdict:
         limits = self._config.max_tokens, self._config.batch_tokens

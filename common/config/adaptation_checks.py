@@ -15,6 +15,7 @@ def wrong_adaptation(config: Config) -> list[str]:
     if not config.adaptation.enabled:
         return []
     found = [*_nothing_to_hold(config), *_no_judge(config), *_wrong_method(config), *_too_few_pairs(config)]
+    found += [*_wrong_ratings(config), *_wrong_batches(config)]
     return [*found, *_never_due(config), *_wrong_drift(config)]
 
 
@@ -50,6 +51,52 @@ def _wrong_method(config: Config) -> list[str]:
         found.append(
             "adaptation asks for disagreement but adaptation.ensemble is null; name an ensemble (stage preferences makes "
             "one: docs/preferences.md), or use select: random and another drift.signal"
+        )
+    return found
+
+
+def _wrong_ratings(config: Config) -> list[str]:
+    """What cannot be rated, or cannot learn from ratings."""
+    adaptation, judge, found = config.adaptation, config.judge, []
+    if adaptation.labels == "pairs":
+        return []
+    asks = f"adaptation.labels is {adaptation.labels}"
+    if adaptation.method != "labelled":
+        found.append(
+            f"{asks} but method {adaptation.method} is fitted on no labels; use method: labelled, or labels: pairs"
+        )
+    if adaptation.tier == "gate" and adaptation.labels == "ratings":
+        found.append(
+            f"{asks} but tier gate leaves every objective's head as it is; use tier: heads or above, or labels: both"
+        )
+    if not config.rewarder.objectives:
+        found.append(
+            f"{asks} but rewarder.objectives is empty, so nobody knows what to rate; list the objectives in order"
+        )
+    fewest = 10 * len(config.rewarder.objectives)
+    if judge.compares == "endpoint" and judge.endpoint.answer_tokens < fewest:
+        found.append(
+            f"{asks} but judge.endpoint.answer_tokens is {judge.endpoint.answer_tokens}: a number for each of "
+            f"{len(config.rewarder.objectives)} objectives as JSON needs more; set it to {fewest} or above"
+        )
+    return found
+
+
+def _wrong_batches(config: Config) -> list[str]:
+    """Batches of what no fit has, and weights that cannot be put back."""
+    adaptation, found = config.adaptation, []
+    if adaptation.batch_older and adaptation.fit_rounds == 1:
+        found.append(
+            f"adaptation.batch_older is {adaptation.batch_older} but fit_rounds is 1, so no label of an earlier round is kept; "
+            "raise fit_rounds, or set batch_older: 0"
+        )
+    if adaptation.patience is not None and adaptation.method != "labelled":
+        found.append(
+            f"adaptation.patience looks at fresh labels, and method {adaptation.method} has none; set patience: null"
+        )
+    if adaptation.patience is not None and adaptation.zero_stage == 3:
+        found.append(
+            "adaptation.patience keeps the best weights whole on each rank, and zero_stage 3 shards them; use zero_stage: 2"
         )
     return found
 

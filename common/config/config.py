@@ -18,6 +18,8 @@ SIGNALS = ("accuracy", "gap", "variance", "disagreement")  # of adaptation.drift
 # Ways to adapt the reward model (docs/adaptation.md), and how much of it is trained
 METHODS = ("labelled", "none", "literal", "no_restore", "joint", "look_ahead", "ocrm", "pseudo_label")
 META_METHODS = ("literal", "no_restore", "joint", "look_ahead")  # with MetaRM's difference loss on unlabelled samples
+LABELS = ("pairs", "ratings", "both")  # what a round's judge is asked for, of what a candidate is fitted on
+GATES = ("strict", "even", "not_worse")  # what evidence must say of a candidate
 TIERS = ("gate", "heads", "lora", "top", "full")
 CACHED_TIERS = ("gate", "heads")  # trained on cached hidden states
 NO_REWARD = "it is added to rewards that are at most 0, so a positive one would pay for being cut off"
@@ -259,17 +261,28 @@ class AdaptationConfig:
     drift: DriftConfig
     method: str = field(metadata=choice(METHODS))
     tier: str = field(metadata=choice(TIERS))
+    labels: str = field(metadata=choice(LABELS))
     fit_pairs: int = field(metadata=number(1, 10**6))
+    fit_ratings: int = field(metadata=number(1, 10**7))
+    label_budget: int | None = field(metadata=number(1, 10**9, "labels"))
+    fresh_steps: int | None = field(metadata=number(1, 10**7, "steps"))
     fit_rounds: int = field(metadata=number(1, 10**6))
     evidence_pairs: int = field(metadata=number(1, 10**6))
+    evidence_ratings: int = field(metadata=number(0, 10**6))
     min_pairs: int = field(metadata=number(1, 10**6))
     select: str = field(metadata=choice(("random", "disagreement")))
     ensemble: str | None = field(metadata=path())
+    gate: str = field(metadata=choice(GATES))
     level: float = field(metadata=number(1e-6, 1))
     guard_accuracy: float = field(metadata=number(0, 1))
     guard_r2: float = field(metadata=number(0, 1))
     steps: int = field(metadata=number(1, 10**6))
+    patience: int | None = field(metadata=number(1, 10**4))
+    check_every: int = field(metadata=number(1, 10**6))
+    validation_fraction: float = field(metadata=number(0.01, 0.5))
     batch_pairs: int = field(metadata=number(1, 10**5))
+    batch_older: int = field(metadata=number(0, 10**5))
+    batch_original: int | None = field(metadata=number(1, 10**5))
     learning_rate: float = field(metadata=number(0, 1))
     replay_weight: float = field(metadata=number(0, 1000))
     lora_rank: int = field(metadata=number(1, 1024))
@@ -286,6 +299,16 @@ class AdaptationConfig:
     def enabled(self) -> bool:
         return self.when != "never"
 
+    @property
+    def fits_pairs(self) -> bool:
+        """Whether a candidate is fitted on judged pairs."""
+        return self.method == "labelled" and self.labels != "ratings"
+
+    @property
+    def fits_ratings(self) -> bool:
+        """Whether a candidate is fitted on rated responses."""
+        return self.method == "labelled" and self.labels != "pairs"
+
 
 @dataclass(frozen=True)
 class EndpointConfig:
@@ -293,6 +316,7 @@ class EndpointConfig:
     model: str | None
     key_env: str | None
     instruction: str
+    rubric: str
     answer_tokens: int = field(metadata=number(1, 10**6, "tokens"))
     timeout_s: float = field(metadata=number(0.1, 10**5, "s"))
     max_response_kib: int = field(metadata=number(1, 10**6, "KiB"))

@@ -12,6 +12,7 @@ from common.config.config import Config, EndpointConfig, JudgeConfig
 
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 PLACES = ("{prompt}", "{first}", "{second}")
+RUBRIC_PLACES = ("{prompt}", "{response}", "{objectives}")
 
 
 def wrong_judge(config: Config) -> list[str]:
@@ -57,6 +58,8 @@ def _wrong_endpoint(endpoint: EndpointConfig) -> list[str]:
         )
     if missing := [place for place in PLACES if place not in endpoint.instruction]:
         found.append(f"judge.endpoint.instruction has no {', '.join(missing)}; it must have {', '.join(PLACES)}")
+    if missing := [place for place in RUBRIC_PLACES if place not in endpoint.rubric]:
+        found.append(f"judge.endpoint.rubric has no {', '.join(missing)}; it must have {', '.join(RUBRIC_PLACES)}")
     return found
 
 

@@ -13,6 +13,7 @@ from actors.worker import ActorWorker
 from common.data.label_sources import LabelFiles
 from common.judge import PairItem, Verdict
 from common.queue.address import QueueAddress
+from common.ratings import RateItem, Rating
 from common.types import FloatArray, IntArray, Prompt, Rollout
 from driver.cluster.calls import Group, Member, Pending, Stored, awaited, store
 from driver.cluster.long_calls import follow
@@ -209,6 +210,10 @@ class Judges(Door[RewardJudge]):
     def compare(self, parts: Sequence[Sequence[PairItem]]) -> list[list[Verdict]]:
         """The verdicts of each part; parts are dealt to the processes in turn."""
         return self._group.deal(RewardJudge.compare, [(part,) for part in parts])
+
+    def rate(self, parts: Sequence[Sequence[RateItem]], objectives: Sequence[str]) -> list[list[Rating]]:
+        """The ratings of each part; parts are dealt to the processes in turn."""
+        return self._group.deal(RewardJudge.rate, [(part, objectives) for part in parts])
 
 
 class PreferenceWorkers(Door[PreferenceWorker]):

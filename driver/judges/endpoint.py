@@ -2,10 +2,10 @@
 
     each pair is asked about in both orders; a preference counts only where both agree, else it is a tie
 
-Made by driver/judges/judges.py; the preflight asks it for its models. Waits for the network, each answer at most timeout_s,
-with the client's own retries. The key comes from the environment and stays in the client's headers. What the server sends
-is bounded before it is read. When the server is down, what is in flight ends and is kept, nothing new is asked, and
-JudgeError says so.
+Made by driver/judges/judges.py (and with a rubric by driver/judges/rubric.py); the preflight asks it for its models. Waits for
+the network, each answer at most timeout_s, with the client's own retries. The key comes from the environment and stays in the
+client's headers. What the server sends is bounded before it is read. When the server is down, what is in flight ends and is
+kept, nothing new is asked, and JudgeError says so.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import json
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Generic, TypeVar
 
 import httpx2
 import openai
@@ -23,7 +24,6 @@ import openai
 from common.config.config import EndpointConfig
 from common.judge import ORDERS, TOO_LONG, UNREADABLE, JudgeError, PairItem, Preference, Verdict
 from common.types import Message
-from driver.judges.label_book import Keep
 
 AGAIN = "Your answer must be one letter and nothing else: A, B or C."
 KEPT = "the answers so far are in labels.jsonl: go on with --resume"
@@ -40,20 +40,23 @@ _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _PLACE = re.compile(r"\{(prompt|first|second)\}")
 _CONTEXT = re.compile(r"context.(length|window)|maximum.(model|input).length|max_model_len|too long", re.IGNORECASE)
 
+Item = TypeVar("Item")
+Said = TypeVar("Said")
+
 
 class ReplyRefused(openai.OpenAIError):
     """A reply that is not read; of the client's own kind, so that it asks no second time."""
 
 
-class EndpointJudge:
-    """Asks one model about pairs, `concurrency` of them at once."""
+class Endpoint(Generic[Item, Said]):
+    """Asks one model about items, `concurrency` of them at once; what is asked of one is `_said`."""
 
     def __init__(self, config: EndpointConfig, key: str | None):
         self._config, self._key = config, key
         self._is_down = False
 
-    def __call__(self, items: Sequence[PairItem], keep: Keep) -> None:
-        """Hands on each pair's verdict as it comes. Raises JudgeError after what was in flight has ended."""
+    def __call__(self, items: Sequence[Item], keep: Callable[[Item, Said], None]) -> None:
+        """Hands on what is said of each item as it comes. Raises JudgeError after what was in flight has ended."""
         asyncio.run(self._judge(items, keep))
 
     def models(self) -> list[str]:
@@ -71,7 +74,10 @@ class EndpointJudge:
             except openai.OpenAIError as error:  # the network and the server fail in many ways
                 raise JudgeError(self._explain(error)) from None
 
-    async def _judge(self, items: Sequence[PairItem], keep: Keep) -> None:
+    async def _said(self, client: openai.AsyncOpenAI, item: Item) -> Said:
+        raise NotImplementedError
+
+    async def _judge(self, items: Sequence[Item], keep: Callable[[Item, Said], None]) -> None:
         waiting, self._is_down = iter(items), False
         async with self._client() as client:
             workers = (self._work(client, waiting, keep) for _ in range(self._config.concurrency))
@@ -80,23 +86,14 @@ class EndpointJudge:
             if failure is not None:
                 raise failure
 
-    async def _work(self, client: openai.AsyncOpenAI, waiting: Iterator[PairItem], keep: Keep) -> None:
-        """One of several that take their pairs from the same iterator."""
+    async def _work(
+        self, client: openai.AsyncOpenAI, waiting: Iterator[Item], keep: Callable[[Item, Said], None]
+    ) -> None:
+        """One of several that take their items from the same iterator."""
         for item in waiting:
             if self._is_down:
                 return
-            keep(item, agreed(await self._ask(client, item, False), await self._ask(client, item, True)))
-
-    async def _ask(self, client: openai.AsyncOpenAI, item: PairItem, swapped: bool) -> Verdict:
-        """What the model says in one order."""
-        question = fill(self._config.instruction, item, swapped)
-        for text in (question, f"{question}\n\n{AGAIN}"):
-            answer = await self._answer(client, text)
-            if answer is None:
-                return Verdict("tie", TOO_LONG)
-            if letter := read_letter(answer):
-                return Verdict((SWAPPED if swapped else IN_ORDER)[letter])
-        return Verdict("tie", UNREADABLE)
+            keep(item, await self._said(client, item))
 
     async def _answer(self, client: openai.AsyncOpenAI, text: str) -> str | None:
         """The text of the reply; None where the question is longer than the model's context."""
@@ -176,6 +173,24 @@ class EndpointJudge:
         return (text.replace(self._key, "***") if self._key else text)[:SHOWN]
 
 
+class EndpointJudge(Endpoint[PairItem, Verdict]):
+    """Compares pairs."""
+
+    async def _said(self, client: openai.AsyncOpenAI, item: PairItem) -> Verdict:
+        return agreed(await self._ask(client, item, False), await self._ask(client, item, True))
+
+    async def _ask(self, client: openai.AsyncOpenAI, item: PairItem, swapped: bool) -> Verdict:
+        """What the model says in one order."""
+        question = fill(self._config.instruction, item, swapped)
+        for text in (question, f"{question}\n\n{AGAIN}"):
+            answer = await self._answer(client, text)
+            if answer is None:
+                return Verdict("tie", TOO_LONG)
+            if letter := read_letter(answer):
+                return Verdict((SWAPPED if swapped else IN_ORDER)[letter])
+        return Verdict("tie", UNREADABLE)
+
+
 class _Bounded(httpx2.AsyncByteStream):
     """A reply's bytes, up to a size and a time from its head on (the client's own limit is for each piece)."""
 
@@ -228,10 +243,15 @@ def conversation(messages: Sequence[Message]) -> str:
     return "\n\n".join(f"{message.role}: {message.content}" for message in messages)
 
 
+def without_thoughts(answer: str) -> str:
+    """The answer without its <think> parts."""
+    return _THOUGHT.sub("", answer)
+
+
 def read_letter(answer: str) -> str | None:
     """The A, B or C that is all of an answer or of its last line ("Answer: **B**" too), thoughts left out; None for anything
     else."""
-    lines = [line.strip() for line in _THOUGHT.sub("", answer).splitlines() if line.strip()]
+    lines = [line.strip() for line in without_thoughts(answer).splitlines() if line.strip()]
     found = _LETTER.fullmatch(lines[-1]) if lines else None
     return found[1].upper() if found else None
 

@@ -1,8 +1,8 @@
-"""labels.jsonl: what a judge said of pairs of responses, one line each, bought once.
+"""labels.jsonl: what a judge said of pairs of responses, and how it rated responses, one line each, bought once.
 
-Owned by the rounds (driver/rounds/labelling.py). A label is keyed by its content (prompt and both responses) and is on the disk
-before it is used, so that no run, repeated round or resume asks for it again. The file only grows; a last line that a kill tore
-is dropped when the file is opened. Here are also the judges that are functions; the others: driver/judges/judges.py.
+Owned by the rounds (driver/rounds/labelling.py). A label is keyed by its content (the prompt and its responses) and is on the
+disk before it is used, so that no run, repeated round or resume asks for it again. The file only grows; a last line that a kill
+tore is dropped when the file is opened. Here are also the judges that are functions; the others: driver/judges/judges.py.
 """
 
 from __future__ import annotations
@@ -30,12 +30,15 @@ from common.judge import (
     ask_judge,
     load_function,
 )
+from common.ratings import RateItem, Rating
 from common.types import Message
 from driver.record.progress import Progress
 
 Ask = Callable[[PairItem], Preference]
 Keep = Callable[[PairItem, Verdict], None]
 Judge = Callable[[Sequence[PairItem], Keep], None]  # calls Keep for each answer as it comes, in any order
+KeepRating = Callable[[RateItem, Rating], None]
+Rater = Callable[[Sequence[RateItem], KeepRating], None]
 
 
 class LabelError(RunError):
@@ -51,25 +54,51 @@ class Label:
     round: int
 
 
-class LabelBook:
-    """The labels of one run, by content key."""
+@dataclass(frozen=True, slots=True)
+class RatedLabel:
+    """How a response was rated, and the round that asked for it."""
 
-    def __init__(self, path: Path):
-        self._path = path
-        self._known: dict[str, Label] = _read(path)
+    item: RateItem
+    rating: Rating
+    round: int
+
+
+class LabelBook:
+    """The labels of one run, by content key; `budget` is the most that the run may have bought, a pair or a rated response each
+    one, whatever was said of it. Nothing is asked beyond it."""
+
+    def __init__(self, path: Path, budget: int | None = None):
+        self._path, self._budget = path, budget
+        self._known: dict[str, Label] = {}
+        self._rated: dict[str, RatedLabel] = {}
+        for label in _read(path):
+            if isinstance(label, Label):
+                self._known[label.item.key] = label
+            else:
+                self._rated[label.item.key] = label
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._known) + len(self._rated)
+
+    @property
+    def left(self) -> int | None:
+        """How many labels may still be bought; None where there is no budget."""
+        return None if self._budget is None else max(0, self._budget - len(self))
 
     @property
     def labels(self) -> Sequence[Label]:
         """In the order in which they came."""
         return list(self._known.values())
 
+    @property
+    def ratings(self) -> Sequence[RatedLabel]:
+        """In the order in which they came."""
+        return list(self._rated.values())
+
     def buy(self, items: Sequence[PairItem], judge: Judge, number: int = 0) -> dict[str, Preference]:
-        """The preferences by key: of every item, but for what people have not answered yet. Asks only for what is not known,
-        and keeps each answer as it comes, as of round `number`."""
-        missing = list({item.key: item for item in items if item.key not in self._known}.values())
+        """The preferences by key: of every item, but for what people have not answered yet and what is beyond the budget. Asks
+        only for what is not known, and keeps each answer as it comes, as of round `number`."""
+        missing = list({item.key: item for item in items if item.key not in self._known}.values())[: self.left]
         progress = Progress("judge", len(missing), "pairs")
 
         def keep(item: PairItem, verdict: Verdict) -> None:
@@ -80,22 +109,48 @@ class LabelBook:
             judge(missing, keep)
         return {item.key: self._known[item.key].verdict.preferred for item in items if item.key in self._known}
 
+    def rate(self, items: Sequence[RateItem], rater: Rater, number: int = 0) -> dict[str, Rating]:
+        """The ratings by key, as `buy` gives preferences."""
+        missing = list({item.key: item for item in items if item.key not in self._rated}.values())[: self.left]
+        progress = Progress("judge", len(missing), "ratings")
+
+        def keep(item: RateItem, rating: Rating) -> None:
+            self._append_rating(RatedLabel(item, rating, number))
+            progress.advance(1)
+
+        if missing:
+            rater(missing, keep)
+        return {item.key: self._rated[item.key].rating for item in items if item.key in self._rated}
+
     def reasons(self, items: Sequence[PairItem]) -> Counter[str]:
         """How many of the items are ties for each reason (Verdict.why), "" for all that were meant as they are."""
         return Counter(self._known[item.key].verdict.why for item in items if item.key in self._known)
 
+    def rating_reasons(self, items: Sequence[RateItem]) -> Counter[str]:
+        """How many of the items are not rated for each reason (Rating.why), "" for all others."""
+        return Counter(self._rated[item.key].rating.why for item in items if item.key in self._rated)
+
     def _append(self, label: Label) -> None:
         item, verdict = label.item, label.verdict
         said = {"preferred": verdict.preferred, **({"why": verdict.why} if verdict.why else {})}
-        row = {**question(item), **said, "round": label.round}
-        append_line(self._path, json.dumps(row))
+        append_line(self._path, json.dumps({**question(item), **said, "round": label.round}))
         self._known[item.key] = label
+
+    def _append_rating(self, label: RatedLabel) -> None:
+        said = {"scores": label.rating.scores, **({"why": label.rating.why} if label.rating.why else {})}
+        append_line(self._path, json.dumps({**rating_question(label.item), **said, "round": label.round}))
+        self._rated[label.item.key] = label
 
 
 def question(item: PairItem) -> dict[str, object]:
     """A pair as a line of a file: what a label is asked for."""
     turns = [asdict(message) for message in item.messages]
     return {"key": item.key, "prompt": turns, "first": item.first, "second": item.second}
+
+
+def rating_question(item: RateItem) -> dict[str, object]:
+    """A response as a line of a file: what a rating is asked for."""
+    return {"key": item.key, "prompt": [asdict(message) for message in item.messages], "response": item.response}
 
 
 def make_judge(config: JudgeConfig, seed: int) -> Judge:
@@ -140,30 +195,32 @@ def _preference(difference: float) -> Preference:
     return "first" if difference > 0 else "second"
 
 
-def _read(path: Path) -> dict[str, Label]:
-    """Key -> label of every whole line; cuts a torn last line off the file."""
+def _read(path: Path) -> list[Label | RatedLabel]:
+    """The label of every whole line; cuts a torn last line off the file."""
     if not path.is_file():
-        return {}
+        return []
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
         os.truncate(path, len(whole))
-    return dict(_label(path, number, line) for number, line in enumerate(whole.splitlines(), 1))
+    return [_label(path, number, line) for number, line in enumerate(whole.splitlines(), 1)]
 
 
-def _label(path: Path, number: int, line: bytes) -> tuple[str, Label]:
+def _label(path: Path, number: int, line: bytes) -> Label | RatedLabel:
     try:
         row: Any = json.loads(line)
-        key, preferred, why = row["key"], row["preferred"], row.get("why", "")
         turns = tuple(Message(turn["role"], turn["content"]) for turn in row["prompt"])
-        item = PairItem(turns, {}, row["first"], row["second"])
-        asked_in = int(row.get("round", 0))
-    except (ValueError, KeyError, TypeError) as error:
+        why, asked_in = row.get("why", ""), int(row.get("round", 0))
+        if "scores" in row:
+            return RatedLabel(RateItem(turns, {}, row["response"]), Rating(row["scores"], why), asked_in)
+        item, preferred = PairItem(turns, {}, row["first"], row["second"]), row["preferred"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LabelError(
-            f"{path}:{number}: no label ({error}); wanted key, prompt, first, second and preferred: remove the line"
+            f"{path}:{number}: no label ({error}); wanted key, prompt, and first, second and preferred or response and scores: "
+            "remove the line"
         ) from error
     if preferred not in PREFERENCES:
         raise LabelError(
             f"{path}:{number}: preferred is {preferred!r}; wanted one of {', '.join(PREFERENCES)}: remove the line"
         )
-    return key, Label(item, Verdict(preferred, why), asked_in)
+    return Label(item, Verdict(preferred, why), asked_in)

@@ -39,14 +39,12 @@ def people(path: Path) -> Judge:
 def read_answers(path: Path) -> dict[str, Preference]:
     """Key -> what people preferred; nothing where the file is not there yet. Raises LabelError with the file and the line."""
     answers: dict[str, Preference] = {}
-    if not path.exists():
-        return answers
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(lines_of(path), 1):
         if not line.strip():
             continue
-        key, preferred = _answer(f"{path}:{number}", line)
-        if preferred is None:
+        if (answer := _answer(f"{path}:{number}", line)) is None:
             continue
+        key, preferred = answer
         if answers.setdefault(key, preferred) != preferred:
             raise LabelError(
                 f"{path}:{number}: this pair was answered {answers[key]!r} further up and is {preferred!r} here; "
@@ -55,24 +53,35 @@ def read_answers(path: Path) -> dict[str, Preference]:
     return answers
 
 
-def write_questions(path: Path, items: Sequence[PairItem]) -> None:
+def write_questions(path: Path, rows: Sequence[dict[str, object]]) -> None:
     """Writes the questions; no file where there are none."""
-    if not items:
+    if not rows:
         path.unlink(missing_ok=True)
         return
-    write_whole(path, "".join(json.dumps({**question(item), "preferred": None}) + "\n" for item in items))
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _lines(path: Path) -> list[str]:
+def question_row(item: PairItem) -> dict[str, object]:
+    """A line of labels_pending.jsonl."""
+    return {**question(item), "preferred": None}
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of judge.file; none where it is not there yet. Raises LabelError."""
+    if not path.exists():
+        return []
     try:
         return path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:  # a directory, no permission, another encoding
         raise LabelError(f"{path} cannot be read ({error}); wanted a .jsonl file in UTF-8") from error
 
 
-def _answer(place: str, line: str) -> tuple[str, Preference | None]:
+def _answer(place: str, line: str) -> tuple[str, Preference] | None:
+    """None for a rating (driver/judges/people_ratings.py), and for a question that nobody has answered."""
     try:
         row: Any = json_object(line.encode())
+        if "scores" in row:
+            return None
         key, preferred = row["key"], row["preferred"]
         prompt = tuple(Message(turn["role"], turn["content"]) for turn in row["prompt"])
         asked = PairItem(prompt, {}, row["first"], row["second"])
@@ -89,4 +98,4 @@ def _answer(place: str, line: str) -> tuple[str, Preference | None]:
             f"{place}: the key is not that of this prompt, first and second; an answer belongs to the texts as they were "
             "asked: copy the line from labels_pending.jsonl again and change `preferred` alone"
         )
-    return key, preferred
+    return None if preferred is None else (key, preferred)

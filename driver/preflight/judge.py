@@ -17,6 +17,7 @@ from common.judge import JudgeError
 from common.model_size import num_parameters
 from driver.judges.label_book import LabelError
 from driver.judges.people import read_answers
+from driver.judges.people_ratings import read_ratings
 from driver.preflight.findings import Findings
 from driver.preflight.inputs import check_model
 from driver.preflight.models import check_reward_model, check_template
@@ -34,7 +35,7 @@ def check_judge(config: Config, stages: Sequence[str], findings: Findings) -> tu
     if judge.compares == "endpoint":
         _check_endpoint(judge.endpoint, findings)
     if judge.compares == "file":
-        _check_file(judge, findings)
+        _check_file(judge, config.rewarder.objectives, findings)
     return _check_model(judge, config.rewarder.max_tokens, findings) if judge.compares == "model" else (None, None)
 
 
@@ -68,9 +69,10 @@ def _check_endpoint(endpoint: EndpointConfig, findings: Findings) -> None:
         findings.note(f"judge.endpoint.url is http: the key in {endpoint.key_env} goes over the network unencrypted")
 
 
-def _check_file(judge: JudgeConfig, findings: Findings) -> None:
+def _check_file(judge: JudgeConfig, objectives: Sequence[str], findings: Findings) -> None:
     assert judge.file is not None, "what compares is given"
     try:
         read_answers(Path(judge.file))
+        read_ratings(Path(judge.file), objectives)
     except LabelError as error:
         findings.problem(f"judge.file: {error}")

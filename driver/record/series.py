@@ -19,6 +19,13 @@ TERMS = {
     "reward/binding/": "reward_binding_term",
     "reference/coverage/": "reference_coverage_term",
 }
+# Names that end in an objective, beside reward/ and gate/, and their metric with the tag `objective`
+OF_OBJECTIVES = {
+    "rm/correlation/": "rm_correlation_objective",
+    "rm/onpolicy_r2/": "rm_onpolicy_r_squared_objective",
+    "rm/candidate_correlation/": "rm_candidate_correlation_objective",
+    "rm/candidate_onpolicy_r2/": "rm_candidate_onpolicy_r_squared_objective",
+}
 
 # What each metric says, without its prefix
 HELP = {
@@ -36,6 +43,10 @@ HELP = {
     "rm_difference_loss": "J of the policy's samples, over its own scale, of the reward model that served up to the last round",
     "rm_candidate_difference_loss": "J of the policy's samples, over its own scale, of the last round's candidate",
     "rm_accepted": "1 if the last round's candidate was accepted",
+    "rm_correlation_objective": "Correlation of an objective's head with ratings of fresh samples, served up to the last round",
+    "rm_onpolicy_r_squared_objective": "R2 of an objective's head on ratings of fresh samples, served up to the last round",
+    "rm_candidate_correlation_objective": "Correlation of an objective's head with ratings of fresh samples, last candidate",
+    "rm_candidate_onpolicy_r_squared_objective": "R2 of an objective's head on ratings of fresh samples, last candidate",
     "drift_accuracy": "Share of judged fresh pairs that the served reward orders as the judge does, at the last look",
     "drift_gap": "Rise of the reward less rise of gold since the baseline, in standard deviations, at the last look",
     "drift_variance": "Mean within-prompt standard deviation of the reward, at the last look",
@@ -107,9 +118,10 @@ def series_of(name: str, objectives: Collection[str]) -> Series:
     kind, _, rest = name.partition("/")
     if kind in ("reward", "gate") and rest in objectives:
         return Series(f"{PREFIX}{kind}_objective", (("objective", rest),))
-    for prefix, metric in TERMS.items():
-        if name.startswith(prefix):
-            return Series(PREFIX + metric, (("term", name.removeprefix(prefix)),))
+    for tag, kinds in (("term", TERMS), ("objective", OF_OBJECTIVES)):
+        for prefix, metric in kinds.items():
+            if name.startswith(prefix):
+                return Series(PREFIX + metric, ((tag, name.removeprefix(prefix)),))
     return Series(PREFIX + name.replace("/", "_"))
 
 

@@ -91,8 +91,12 @@ class DriftWatch:
         if self._settings.signal == "gap":
             items = [item for pair in pairs for item in pair.items]
             return drift.levels([reward for both in of_pairs for reward in both], self._golds(items))
-        preferred = LabelBook(self._labels).buy(pairs, judge_of(self._config, self._cluster.judges), number)
-        return drift.accuracy(of_pairs, [preferred[pair.key] for pair in pairs])
+        book = LabelBook(self._labels, self._config.adaptation.label_budget)
+        preferred = book.buy(pairs, judge_of(self._config, self._cluster.judges), number)
+        known = [
+            place for place, pair in enumerate(pairs) if pair.key in preferred
+        ]  # of a budget that is used up, not all
+        return drift.accuracy([of_pairs[i] for i in known], [preferred[pairs[i].key] for i in known])
 
     def _golds(self, items: Sequence[JudgeItem]) -> list[float]:
         assert self._config.judge.function is not None, "the configuration asks for a judge.function"

@@ -16,6 +16,7 @@ from typing import Any
 
 from common.files import write_whole
 from common.judge import PairItem
+from common.ratings import RateItem
 from common.types import Message
 from driver.record.checkpoint import numbered, read_json
 from learner.adaptation.candidates import Proposal, Samples
@@ -59,6 +60,8 @@ class PendingProposals:
             "fit": [asdict(item) for item in proposal.fit],
             "evidence": [asdict(item) for item in proposal.evidence],
             "unlabelled": [asdict(samples) for samples in proposal.unlabelled],
+            "fit_ratings": [asdict(item) for item in proposal.fit_ratings],
+            "evidence_ratings": [asdict(item) for item in proposal.evidence_ratings],
         }
         write_whole(self._path(pending.moment), json.dumps(values))
         return pending
@@ -73,8 +76,14 @@ class PendingProposals:
 
 def _pending(row: dict[str, Any]) -> Pending:
     unlabelled = tuple(Samples(_messages(each["messages"]), tuple(each["responses"])) for each in row["unlabelled"])
-    proposal = Proposal(_items(row["fit"]), _items(row["evidence"]), row["oldest_version"], unlabelled)
-    return Pending(row["moment"], proposal, row["settled_at"])
+    pairs, rated = (_items(row["fit"]), _items(row["evidence"])), (_rated(row, "fit"), _rated(row, "evidence"))
+    return Pending(row["moment"], Proposal(*pairs, row["oldest_version"], unlabelled, *rated), row["settled_at"])
+
+
+def _rated(row: dict[str, Any], side: str) -> tuple[RateItem, ...]:
+    """Files that were written before there were ratings have none."""
+    rows = row.get(f"{side}_ratings", [])
+    return tuple(RateItem(_messages(each["messages"]), each["meta"], each["response"]) for each in rows)
 
 
 def _items(rows: Sequence[dict[str, Any]]) -> tuple[PairItem, ...]:

@@ -39,6 +39,8 @@ METRICS = (
     "difference_loss",
     "candidate_difference_loss",
 )
+# Of each objective, where the round has ratings; their intervals are in the decision alone
+HEADS = ("correlation/", "onpolicy_r2/", "candidate_correlation/", "candidate_onpolicy_r2/")
 
 
 class RewardModels:
@@ -89,9 +91,10 @@ class RewardModels:
             return {}
         say(f"  reward model round {number + 1}")
         labels = self._labelling.of_round(number, first_slot)
-        if labels is None:  # people have not answered yet
+        if labels is None:  # people have not answered yet, or the budget is used up
             return {}
-        chosen = Round(number, labels.proposal, labels.preferences, self._pair_weights(), labels.earlier)
+        given = labels.proposal, labels.preferences, self._pair_weights(), labels.earlier
+        chosen = Round(number, *given, labels.ratings, labels.earlier_ratings)
         aside = self._run / "rm" / "candidate"
         shutil.rmtree(aside, ignore_errors=True)
         with self._cluster.disks.writing(aside) as target:
@@ -151,5 +154,6 @@ def served_model(run: Path, first: str, adapted: str) -> str:
 
 def _metrics(decision: Decision) -> dict[str, float | None]:
     """rm/* of a step line; the accuracies without `candidate_` are those of the model that served up to here."""
-    found = {f"rm/{name}": decision.numbers.get(name) for name in METRICS}
+    heads = {f"rm/{name}": value for name, value in decision.numbers.items() if name.startswith(HEADS)}
+    found = {f"rm/{name}": decision.numbers.get(name) for name in METRICS} | heads
     return {**found, "rm/accepted": float(decision.accepted)}

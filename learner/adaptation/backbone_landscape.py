@@ -1,7 +1,7 @@
 """Tiers lora, top and full: the losses of a round through the backbone, under DeepSpeed, on every rank.
 
-    L  Bradley-Terry of the debiased gated score over its scale, on fresh pairs + original_weight * stage 1's losses on original
-       data (learner/reward_model/stage_1.py)
+    L  stage 1's losses (learner/reward_model/stage_1.py: ratings, Bradley-Terry of the debiased gated score over its scale, of
+       the pairs' own head) on fresh labels and earlier rounds' in one batch + original_weight * the same on original data
     J  the difference loss on the meta prompts, a prompt's samples always in one micro-batch
 
 Called by learner/adaptation/round.py. Gradients are reduced over ranks before anything moves along them; second derivatives
@@ -34,11 +34,14 @@ ROUGH_PROBE = 0.03  # of low-rank updates in a bfloat16 backbone, whose rounding
 
 @dataclass(frozen=True)
 class FitSets:
-    """Judged pairs of the policy's samples, original data, and unlabelled samples of the policy."""
+    """Labels of the policy's samples, original data, unlabelled samples of the policy, labels of earlier rounds that are drawn
+    apart, and fresh labels that are left out of the fit."""
 
     fresh: Sequence[PromptSet]
     original: Sequence[PromptSet]
     meta: Sequence[PromptSet]
+    older: Sequence[PromptSet] = ()
+    validation: Sequence[PromptSet] = ()
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,6 @@ class Part:
     num_known: Tensor
     num_units: int
     weight: float
-    original: bool = False
 
 
 class BackboneLandscape:
@@ -102,12 +104,29 @@ class BackboneLandscape:
 
     def draw(self) -> None:
         """Draws the batches of the next update."""
-        settings = self._method.settings
-        fresh, original = (self._draw(sets, settings.batch_pairs) for sets in (self._sets.fresh, self._sets.original))
-        weight = self._method.original_weight(bool(fresh))
-        pairs = [*self._cut(fresh, 1.0, False), *self._cut(original, weight, True)]
-        meta = self._draw(self._sets.meta, settings.meta.prompts)
-        self._parts = {"pairs": pairs, "spread": self._cut(meta, 1.0, False)}
+        settings, sets = self._method.settings, self._sets
+        fresh, original = (
+            self._draw(sets.fresh, settings.batch_pairs),
+            self._draw(sets.original, self._method.batch_original),
+        )
+        labelled = [*fresh, *self._draw(sets.older, settings.batch_older)]
+        weight = self._method.original_weight(bool(labelled))
+        meta = self._draw(sets.meta, settings.meta.prompts)
+        self._parts = {
+            "pairs": [*self._cut(labelled, 1.0), *self._cut(original, weight)],
+            "spread": self._cut(meta, 1.0),
+        }
+
+    @property
+    def model(self) -> GatedRewardModel:
+        """The model whose parameters are walked."""
+        return self._model
+
+    @torch.no_grad()
+    def held_out(self) -> float:
+        """The loss on the fresh labels that are left out of the fit."""
+        values = [part.weight * self._pairs(part) for part in self._cut(self._sets.validation, 1.0)]
+        return float(reduce_sum(torch.stack(values).sum().double().cpu()))
 
     def step(self, scale: float) -> None:
         """Makes the update with the learning rate times `scale`."""
@@ -132,14 +151,14 @@ class BackboneLandscape:
         return float(reduce_sum(total))
 
     def _pairs(self, part: Part) -> Tensor:
-        """The gated score's Bradley-Terry loss; of original data the ratings' and the head's too."""
+        """The loss of the ratings, of the gated score, and of the head that pairs train."""
         output, labels = self._forward(part)
-        column = self._method.preference if part.original else None
+        column = self._method.preference
         ratings, pairs, pair_labels = labels
         of_pass = ratings, pairs, pair_labels, part.num_known, part.num_units
         losses = stage_1_losses(output, self._model.reward_transform_matrix, *of_pass, column, self._scale)
         regression, gated, head = losses.unbind()
-        return gated + head + (self._method.regression_weight * regression if part.original else 0.0)
+        return gated + head + self._method.regression_weight * regression
 
     def _spread(self, part: Part, signs: Tensor | None) -> Tensor:
         reward, prompt_of = self._rewards(part)
@@ -164,11 +183,11 @@ class BackboneLandscape:
     # -------------------------------------------------------------------------------------------------------------------
 
     def _draw(self, sets: Sequence[PromptSet], most: int) -> list[PromptSet]:
-        if not sets:
+        if not sets or not most:
             return []
         return [sets[i] for i in self._rng.choice(len(sets), min(most, len(sets)), replace=False)]
 
-    def _cut(self, sets: Sequence[PromptSet], weight: float, original: bool) -> list[Part]:
+    def _cut(self, sets: Sequence[PromptSet], weight: float) -> list[Part]:
         """This rank's passes over a batch; a pair loss counts by the batch's pairs, J by its prompts."""
         if not sets:
             return []
@@ -176,4 +195,4 @@ class BackboneLandscape:
         units = sum(len(prompt.pairs) for prompt in sets) or len(sets)
         lengths = [sum(len(c.ids) for c in prompt.conversations) for prompt in sets]
         cut = rank_micro_batches(lengths, self._method.micro_batch_tokens, self._method.rank, num_ranks())
-        return [Part([sets[i] for i in rows or [0]], known, units, weight * bool(rows), original) for rows in cut]
+        return [Part([sets[i] for i in rows or [0]], known, units, weight * bool(rows)) for rows in cut]

@@ -5,6 +5,8 @@ Called by learner/adaptation/round.py. Small enough that every rank does the sam
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,26 +23,40 @@ RATED_ROWS = 1024  # of one update
 HEADS = "regression_layer.weight"
 
 
-class CachedLandscape:
-    """L: Bradley-Terry of the debiased gated score over its scale, on fresh pairs and on original ones (tier heads: and the
-    original ratings, and the pairs' own head); J on the meta prompts. `model` is trained in place."""
+@dataclass(frozen=True)
+class FitFeatures:
+    """Hidden states of what a fit draws from: fresh labels, original data, unlabelled samples, labels of earlier rounds that
+    are drawn apart, and fresh labels that are left out; None where there are none."""
 
-    def __init__(
-        self,
-        model: GatedRewardModel,
-        fresh: Features | None,
-        original: Features,
-        meta: Features | None,
-        method: Method,
-        scale: float,
-    ):
+    fresh: Features | None
+    original: Features
+    meta: Features | None
+    older: Features | None = None
+    validation: Features | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What an update takes of one of them: indices of its pairs and of its rated rows, and the weight of the loss."""
+
+    features: Features
+    pairs: Tensor
+    rated: Tensor
+    weight: float
+
+
+class CachedLandscape:
+    """L: Bradley-Terry of the debiased gated score over its scale, on fresh pairs, earlier rounds' and original ones (tier
+    heads: and their ratings, and the pairs' own head); J on the meta prompts. `model` is trained in place."""
+
+    def __init__(self, model: GatedRewardModel, sets: FitFeatures, method: Method, scale: float):
         self._model, self._method, self._scale = model, method, scale
-        self._fresh, self._original, self._meta = fresh, original, meta
+        self._sets, self._meta = sets, sets.meta
         self._heads = method.settings.tier == "heads"
         self._rng = np.random.default_rng([method.seed, 1])
         nothing = torch.empty(0, dtype=torch.long)  # drawn anew by each `draw`
-        self._batches: list[Tensor] = []
-        self._rated, self._meta_rows, self._comparisons = nothing, nothing, spread_pairs(nothing, 1)
+        self._batches: list[Batch] = []
+        self._meta_rows, self._comparisons = nothing, spread_pairs(nothing, 1)
         prefix = ("gating.", HEADS) if self._heads else ("gating.",)
         self._parameters = {name: p for name, p in model.named_parameters() if name.startswith(prefix)}
         self._optimizer = torch.optim.AdamW(self._parameters.values(), lr=0.0, weight_decay=0.0)
@@ -81,12 +97,29 @@ class CachedLandscape:
 
     def draw(self) -> None:
         """Draws the batches of the next update."""
-        self._batches = [self._pairs_of(f) for f in (self._fresh, self._original) if f is not None]
-        self._rated = self._draw(self._original.ratings.isfinite().any(1).nonzero().flatten(), RATED_ROWS)
+        sets, settings = self._sets, self._method.settings
+        parts = [(sets.fresh, settings.batch_pairs), (sets.older, settings.batch_older)]
+        labelled = [(features, share) for features, share in parts if features is not None]
+        total = sum(share for _, share in labelled)
+        self._batches = [self._batch(features, share / total) for features, share in labelled]
+        self._batches.append(self._batch(sets.original, self._method.original_weight(bool(labelled))))
         if self._meta is not None:
             prompts = self._draw(self._meta.prompt_of.unique(), self._method.settings.meta.prompts)
             self._meta_rows = torch.isin(self._meta.prompt_of, prompts).nonzero().flatten()
             self._comparisons = spread_pairs(self._meta.prompt_of[self._meta_rows], len(prompts))
+
+    @property
+    def model(self) -> GatedRewardModel:
+        """The model whose parameters are walked."""
+        return self._model
+
+    @torch.no_grad()
+    def held_out(self) -> float:
+        """The loss on the fresh labels that are left out of the fit."""
+        features = self._sets.validation
+        assert features is not None, "a fit that stops early has labels to look at"
+        every = Batch(features, torch.arange(len(features.pairs)), _rated_rows(features), 1.0)
+        return float(self._labelled(dict(self._parameters), every))
 
     def step(self, scale: float) -> None:
         """Makes the update with the learning rate times `scale`."""
@@ -107,24 +140,25 @@ class CachedLandscape:
         return spread(self._score(self._output(values, self._meta, self._meta_rows)), self._comparisons)
 
     def _pairs(self, values: dict[str, Tensor]) -> Tensor:
-        """Mean over fresh pairs + original_weight * (mean over original pairs + what the ratings say)."""
-        original = self._original_loss(values, self._batches[-1])
-        if self._fresh is None:
-            return original
-        fresh = self._bradley_terry(values, self._fresh, self._batches[0])[0]
-        return fresh + self._method.original_weight(True) * original
+        """The weighted sum over the batches of what their pairs say, and their ratings."""
+        return torch.stack([batch.weight * self._labelled(values, batch) for batch in self._batches]).sum()
 
-    def _original_loss(self, values: dict[str, Tensor], drawn: Tensor) -> Tensor:
-        gated, head = self._bradley_terry(values, self._original, drawn)
-        if not self._heads or not len(self._rated):
+    def _labelled(self, values: dict[str, Tensor], batch: Batch) -> Tensor:
+        gated, head = self._bradley_terry(values, batch.features, batch.pairs)
+        if not self._heads:
             return gated
-        ratings = self._original.ratings[self._rated].to(self._model.device)
-        output, known = self._output(values, self._original, self._rated), ratings.isfinite()
+        if not len(batch.rated):
+            return gated + head
+        ratings = batch.features.ratings[batch.rated].to(self._model.device)
+        output, known = self._output(values, batch.features, batch.rated), ratings.isfinite()
         regression = masked_regression(output.scores, ratings.nan_to_num(), known, known.sum(0))
         return gated + head + self._method.regression_weight * regression
 
     def _bradley_terry(self, values: dict[str, Tensor], features: Features, drawn: Tensor) -> tuple[Tensor, Tensor]:
-        """The losses of the gated score and of the head that pairs train (0 without one)."""
+        """The losses of the gated score and of the head that pairs train (0 without one, and without pairs)."""
+        if not len(drawn):
+            nothing = torch.zeros((), device=self._model.device)
+            return nothing, nothing
         output = self._output(values, features, features.pairs[drawn].flatten())
         labels = features.pair_labels[drawn].to(self._model.device)
         neighbours = torch.arange(2 * len(drawn), device=self._model.device).reshape(-1, 2)
@@ -146,8 +180,9 @@ class CachedLandscape:
 
     # -------------------------------------------------------------------------------------------------------------------
 
-    def _pairs_of(self, features: Features) -> Tensor:
-        return self._draw(torch.arange(len(features.pairs)), GATE_PAIRS)
+    def _batch(self, features: Features, weight: float) -> Batch:
+        pairs = self._draw(torch.arange(len(features.pairs)), GATE_PAIRS)
+        return Batch(features, pairs, self._draw(_rated_rows(features), RATED_ROWS), weight)
 
     def _draw(self, rows: Tensor, most: int) -> Tensor:
         picked = self._rng.choice(len(rows), min(most, len(rows)), replace=False) if len(rows) else []
@@ -161,6 +196,11 @@ class CachedLandscape:
     def _add(self, gradient: Tensor) -> None:
         for parameter, part in zip(self._parameters.values(), self._split(gradient), strict=True):
             parameter.grad = part if parameter.grad is None else parameter.grad + part
+
+
+def _rated_rows(features: Features) -> Tensor:
+    """The rows with a rating."""
+    return features.ratings.isfinite().any(1).nonzero().flatten()
 
 
 def _flat(tensors: tuple[Tensor, ...]) -> Tensor:

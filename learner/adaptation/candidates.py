@@ -18,8 +18,11 @@ from transformers import PreTrainedTokenizerBase
 from common.data.data import PreferencePair, RatedResponse
 from common.data.split import is_held_out, opening_key, prompt_key
 from common.judge import PairItem, Preference, pair_item
+from common.ratings import RateItem, Rating
 from common.types import Message, ScoredGroup
 from learner.reward_model.data import PromptSet, prompt_sets
+
+NO_RATINGS: Mapping[str, Rating] = {}
 
 
 @dataclass(frozen=True)
@@ -32,18 +35,25 @@ class Samples:
 
 @dataclass(frozen=True)
 class Proposal:
-    """Pairs to be judged, and the unlabelled samples of prompts that give no evidence; oldest_version is the oldest policy that
-    sampled one of the pairs (None where there are none)."""
+    """Pairs to be judged, responses to be rated, and the unlabelled samples of prompts that give no evidence; oldest_version is
+    the oldest policy that sampled one of what is labelled (None where there is nothing)."""
 
     fit: tuple[PairItem, ...]
     evidence: tuple[PairItem, ...]
     oldest_version: int | None
     unlabelled: tuple[Samples, ...] = ()
+    fit_ratings: tuple[RateItem, ...] = ()
+    evidence_ratings: tuple[RateItem, ...] = ()
 
     @property
     def items(self) -> list[PairItem]:
         """All pairs that the judge is asked about."""
         return [*self.fit, *self.evidence]
+
+    @property
+    def rated(self) -> list[RateItem]:
+        """All responses that the judge is asked to rate."""
+        return [*self.fit_ratings, *self.evidence_ratings]
 
 
 def round_seed(run_seed: int, number: int) -> int:
@@ -61,9 +71,12 @@ def propose(
     held_out_fraction: float,
     seed: int,
     doubt: Doubt | None = None,
+    fit_ratings: int = 0,
+    evidence_ratings: int = 0,
 ) -> Proposal:
-    """At most fit_pairs pairs to fit on and evidence_pairs pairs of evidence, of the newest groups (highest slots). With
-    `doubt`, those to fit on are the most doubtful of all that there are; evidence is never chosen so."""
+    """At most so many pairs to fit on and of evidence, and responses to rate of the prompts on either side, of the newest
+    groups (highest slots). With `doubt`, the pairs to fit on are the most doubtful of all that there are; evidence is never
+    chosen so."""
     usable: dict[bool, list[Usable]] = {False: [], True: []}
     seen: set[str] = set()
     for scored in sorted(groups, key=lambda scored: scored.group.slot, reverse=True):
@@ -74,9 +87,15 @@ def propose(
         usable[is_evidence(prompt.messages, held_out_fraction)].append(Usable(scored, order))
     fit = _most_doubtful([*_rounds(usable[False])], doubt)[:fit_pairs]
     evidence = [(one, one.pair(0)) for one in usable[True][:evidence_pairs]]
-    oldest = min((r.oldest_version for one, _ in (*fit, *evidence) for r in one.scored.group.rollouts), default=None)
-    unlabelled = tuple(one.samples for one in usable[False])
-    return Proposal(tuple(pair for _, pair in fit), tuple(pair for _, pair in evidence), oldest, unlabelled)
+    rated = _to_rate(usable[False])[:fit_ratings], _to_rate(usable[True])[:evidence_ratings]
+    labelled = [one.scored.group for one, _ in (*fit, *evidence, *rated[0], *rated[1])]
+    return Proposal(
+        tuple(pair for _, pair in fit),
+        tuple(pair for _, pair in evidence),
+        min((rollout.oldest_version for group in labelled for rollout in group.rollouts), default=None),
+        tuple(one.samples for one in usable[False]),
+        *(tuple(item for _, item in items) for items in rated),
+    )
 
 
 @dataclass(frozen=True)
@@ -96,6 +115,11 @@ class Usable:
         prompt, (a, b) = self.scored.group.prompt, self.order[2 * number : 2 * number + 2]
         return pair_item(prompt.messages, prompt.meta, a, b)
 
+    def response(self, number: int) -> RateItem:
+        """The number-th of its responses."""
+        prompt = self.scored.group.prompt
+        return RateItem(prompt.messages, prompt.meta, self.order[number])
+
 
 def _rounds(usable: Sequence[Usable]) -> Iterator[tuple[Usable, PairItem]]:
     """Each group's first pair, then each one's second, and so on."""
@@ -103,11 +127,24 @@ def _rounds(usable: Sequence[Usable]) -> Iterator[tuple[Usable, PairItem]]:
         yield from ((one, one.pair(number)) for one in usable if len(one.order) // 2 > number)
 
 
+def _to_rate(usable: Sequence[Usable]) -> list[tuple[Usable, RateItem]]:
+    """Each group's first response, then each one's second, and so on."""
+    most = max((len(one.order) for one in usable), default=0)
+    return [(one, one.response(number)) for number in range(most) for one in usable if number < len(one.order)]
+
+
 def _most_doubtful(pairs: list[tuple[Usable, PairItem]], doubt: Doubt | None) -> list[tuple[Usable, PairItem]]:
     """By falling doubt; as they are without it."""
     if doubt is None or not pairs:
         return pairs
     return [pairs[i] for i in np.argsort(-np.asarray(doubt([pair for _, pair in pairs])), kind="stable")]
+
+
+def fresh_groups(groups: Sequence[ScoredGroup], steps: int | None) -> list[ScoredGroup]:
+    """The groups whose every token is of the newest `steps` policy versions that there are; all where that is None."""
+    versions = [min(rollout.oldest_version for rollout in scored.group.rollouts) for scored in groups]
+    oldest = -1 if steps is None else max(versions, default=0) - steps + 1
+    return [scored for scored, version in zip(groups, versions, strict=True) if version >= oldest]
 
 
 def is_evidence(messages: Sequence[Message], held_out_fraction: float) -> bool:
@@ -129,11 +166,19 @@ def judged_sets(
     objectives: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     max_tokens: int,
+    rated: Sequence[RateItem] = (),
+    ratings: Mapping[str, Rating] = NO_RATINGS,
 ) -> list[PromptSet]:
-    """The pairs with a preference as prompt sets without ratings; ties, and what has no label, are left out."""
+    """The pairs with a preference and the responses with a rating as prompt sets, a response of both once; ties, and what has
+    no label, are left out."""
     labels = [(item, preferences.get(item.key)) for item in items]
     pairs = [_preferred(item, label) for item, label in labels if label == "first" or label == "second"]
-    return list(prompt_sets([], pairs, objectives, tokenizer, max_tokens).values())
+    rows = [
+        RatedResponse(item.messages, item.response, dict(ratings[item.key].scores))
+        for item in rated
+        if item.key in ratings and ratings[item.key].scores
+    ]
+    return list(prompt_sets(rows, pairs, objectives, tokenizer, max_tokens).values())
 
 
 def unlabelled_sets(

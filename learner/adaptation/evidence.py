@@ -14,6 +14,9 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from learner.adaptation import gates
+from learner.adaptation.gates import mcnemar, power
+
 POWER = 0.8
 EFFECT_WIDTH = 1e-4  # the detectable effect is known to this
 
@@ -55,12 +58,14 @@ class Standing:
 
 @dataclass(frozen=True)
 class Rules:
-    """level of the test; min_pairs of evidence; guards: the largest fall of accuracy and of any R2."""
+    """level of the test; min_pairs of evidence; guards: the largest fall of accuracy and of any R2; gate: what the evidence
+    must say (learner/adaptation/gates.py)."""
 
     level: float
     min_pairs: int
     guard_accuracy: float
     guard_r2: float
+    gate: str = "strict"
 
 
 @dataclass(frozen=True)
@@ -70,15 +75,6 @@ class Decision:
     accepted: bool
     reason: str
     numbers: dict[str, float | None]
-
-
-def mcnemar(wins: int, losses: int) -> float:
-    """P(at least `wins` of wins + losses | each is a fair coin): the exact one-sided McNemar p-value; 1 without any.
-
-    Pairs on which both models agree say nothing about which is better and do not enter."""
-    discordant = wins + losses
-    tail = sum(math.comb(discordant, k) for k in range(wins, discordant + 1))
-    return tail / 2**discordant
 
 
 @cache
@@ -97,48 +93,34 @@ def detectable_effect(pairs: int, discordant: float, level: float) -> float:
     return high
 
 
-def power(pairs: int, discordant: float, effect: float, level: float) -> float:
-    """The probability that the exact test at `level` finds a rise of `effect`: the number of discordant pairs is binomial, and
-    so is the number of wins among them. Numbers of discordant pairs beyond eight standard deviations are left out."""
-    if discordant <= 0:
-        return 0.0
-    spread = 8 * math.sqrt(pairs * discordant * (1 - discordant)) + 1
-    counts = np.arange(max(0, int(pairs * discordant - spread)), min(pairs, math.ceil(pairs * discordant + spread)) + 1)
-    wins = np.arange(counts[-1] + 1)[None]
-    accepted = np.cumsum(_binomial(counts[:, None], wins, 0.5)[:, ::-1], axis=1)[:, ::-1] <= level
-    found = (_binomial(counts[:, None], wins, (discordant + effect) / (2 * discordant)) * accepted).sum(1)
-    return float(np.dot(_binomial(np.array(pairs), counts, discordant), found))
-
-
-def _binomial(trials: NDArray[np.intp], successes: NDArray[np.intp], chance: float) -> NDArray[np.float64]:
-    """The probability of so many successes; 0 of more than there are trials. The arrays broadcast."""
-    failures = trials - successes
-    if chance >= 1:
-        return (failures == 0).astype(np.float64)
-    factorials = np.cumsum(np.log(np.maximum(np.arange(int(trials.max()) + 1), 1)))
-    ways = factorials[trials] - factorials[np.minimum(successes, trials)] - factorials[np.maximum(failures, 0)]
-    chances = np.exp(ways + successes * math.log(chance) + failures * math.log1p(-chance))
-    return np.where(failures >= 0, chances, 0.0)
-
-
 def decide(evidence: Evidence, served: Standing, candidate: Standing, rules: Rules) -> Decision:
     """Accepts only if the test and every guard hold; the reason names each one that does not."""
-    numbers = _numbers(evidence, served, candidate, rules.level)
+    numbers = _numbers(evidence, served, candidate, rules)
     failed = _failures(numbers, served, candidate, rules)
     accuracies = f"fresh pairs {numbers['onpolicy_accuracy']:.3f} -> {numbers['candidate_onpolicy_accuracy']:.3f}"
     original = f"original pairs {served.accuracy:.3f} -> {candidate.accuracy:.3f}"
-    effect = numbers["detectable_effect"]
-    rise = f"a rise of {effect:.3f}" if math.isfinite(effect) else "no rise"
-    test = (
-        f"p = {numbers['p_value']:.3g} on {len(evidence.served)} pairs, which find {rise} with a power of {POWER:.0%}"
-    )
+    test = f"p = {numbers['p_value']:.3g} on {len(evidence.served)} pairs, {_what_it_finds(numbers, rules)}"
     remarks = [*failed, *(f"{name} has no R2: its held-out ratings are constant" for name in served.constant)]
     reason = f"{accuracies} ({test}), {original}" + "".join(f"; {remark}" for remark in remarks)
     finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
     return Decision(not failed, reason, finite)
 
 
-def _numbers(evidence: Evidence, served: Standing, candidate: Standing, level: float) -> dict[str, float]:
+def _what_it_finds(numbers: dict[str, float], rules: Rules) -> str:
+    """How far the gate can be trusted on so much evidence, in words."""
+    if rules.gate == "strict":
+        effect = numbers["detectable_effect"]
+        rise = f"a rise of {effect:.3f}" if math.isfinite(effect) else "no rise"
+        return f"which find {rise} with a power of {POWER:.0%}"
+    better, equal, worse = (numbers[f"gate_accepts_{what}"] for what in ("better", "equal", "worse"))
+    by = f"{gates.EFFECT:g}"
+    return (
+        f"on which gate {rules.gate} accepts {better:.0%} of candidates that are {by} better, {equal:.0%} of equal ones and "
+        f"{worse:.0%} of those {by} worse"
+    )
+
+
+def _numbers(evidence: Evidence, served: Standing, candidate: Standing, rules: Rules) -> dict[str, float]:
     pairs = len(evidence.served)
     discordant = (evidence.wins + evidence.losses) / max(pairs, 1)
     numbers = {
@@ -146,7 +128,8 @@ def _numbers(evidence: Evidence, served: Standing, candidate: Standing, level: f
         "wins": float(evidence.wins),
         "losses": float(evidence.losses),
         "p_value": mcnemar(evidence.wins, evidence.losses),
-        "detectable_effect": detectable_effect(pairs, discordant, level),
+        "detectable_effect": detectable_effect(pairs, discordant, rules.level),
+        **gates.promises(rules.gate, pairs, discordant, rules.level),
         "onpolicy_accuracy": float(evidence.served.mean()) if pairs else math.nan,
         "candidate_onpolicy_accuracy": float(evidence.candidate.mean()) if pairs else math.nan,
         "pair_accuracy": served.accuracy,
@@ -162,8 +145,8 @@ def _failures(numbers: dict[str, float], served: Standing, candidate: Standing, 
     failed = []
     if numbers["evidence_pairs"] < rules.min_pairs:
         failed.append(f"{numbers['evidence_pairs']:.0f} pairs of evidence, {rules.min_pairs} wanted")
-    if not numbers["p_value"] <= rules.level:
-        failed.append(f"not shown to be better at level {rules.level:g}")
+    if not gates.passes(rules.gate, int(numbers["wins"]), int(numbers["losses"]), rules.level):
+        failed.append(gates.refusal(rules.gate, rules.level))
     if not (fall := served.accuracy - candidate.accuracy) <= rules.guard_accuracy:
         failed.append(f"the accuracy on original pairs falls by {fall:.3f}, the guard is {rules.guard_accuracy:g}")
     for name, value in served.r2.items():

@@ -9,11 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import nn
+
 from common.config.config import AdaptationConfig
 from learner.adaptation.evidence import Rules
 from learner.adaptation.meta_rm import InnerStep, Landscape, accumulate_update
 from learner.ranks.progress import Report
 from learner.ranks.schedule import cosine
+from learner.reward_model.stopping import Best, Plateau
 
 WARMUP = 0.03
 
@@ -36,7 +39,14 @@ class Method:
     def rules(self) -> Rules:
         """What a candidate must show to serve."""
         adaptation = self.settings
-        return Rules(adaptation.level, adaptation.min_pairs, adaptation.guard_accuracy, adaptation.guard_r2)
+        guards = adaptation.guard_accuracy, adaptation.guard_r2
+        return Rules(adaptation.level, adaptation.min_pairs, *guards, adaptation.gate)
+
+    @property
+    def batch_original(self) -> int:
+        """Original prompts of an update."""
+        settings = self.settings
+        return settings.batch_pairs if settings.batch_original is None else settings.batch_original
 
     def original_weight(self, has_fresh: bool) -> float:
         """The weight of the loss on original data, which is all there is where nothing fresh is labelled."""
@@ -45,6 +55,15 @@ class Method:
 
 class Fit(Landscape, Protocol):
     """A landscape that can be walked."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model whose parameters are walked."""
+        ...
+
+    def held_out(self) -> float:
+        """The loss on the labels that are left out of the fit; nothing is trained."""
+        ...
 
     def draw(self) -> None:
         """Other batches, for the next update."""
@@ -56,11 +75,20 @@ class Fit(Landscape, Protocol):
 
 
 def fit_candidate(fit: Fit, settings: AdaptationConfig, report: Report) -> None:
-    """All updates of a fit."""
+    """All updates of a fit; with `patience` until the loss on what is left out stops falling, with the weights of its
+    lowest."""
     meta = settings.meta
-    inner = InnerStep(meta.step, meta.size)
+    inner, best = InnerStep(meta.step, meta.size), Best(fit.model)
+    plateau = None if settings.patience is None else Plateau(settings.patience)
     for done in range(settings.steps):
         fit.draw()
         losses = accumulate_update(settings.method, fit, inner, meta.weight, meta.second_order != "none")
-        fit.step(cosine(done, settings.steps, WARMUP))
+        fit.step(cosine(done, settings.steps, WARMUP) if plateau is None else plateau.rate(done, settings.check_every))
         report(f"{settings.tier}, {settings.method}", done + 1, settings.steps, losses)
+        if plateau is None or (done + 1) % settings.check_every:
+            continue
+        if plateau.look(fit.held_out()):
+            best.keep()
+        if plateau.is_over:
+            break
+    best.put_back()

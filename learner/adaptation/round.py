@@ -13,15 +13,16 @@ J is reported and never decides.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from common.config.config import CACHED_TIERS, META_METHODS, LearnerConfig
+from learner.adaptation import heads
 from learner.adaptation.backbone_landscape import FitSets
-from learner.adaptation.cached_landscape import CachedLandscape
+from learner.adaptation.cached_landscape import CachedLandscape, FitFeatures
 from learner.adaptation.evidence import Decision, Evidence, Standing, decide
 from learner.adaptation.fit import Method, fit_candidate
 from learner.adaptation.meta_rm import spread, spread_pairs
@@ -38,22 +39,27 @@ from rewarder.model import GatedRewardModel
 
 @dataclass(frozen=True)
 class Data:
-    """Judged pairs of the policy's samples (fit, evidence), unlabelled samples of it (meta: each prompt's different responses),
-    and original ratings and pairs (training, held_out)."""
+    """Labels of the policy's samples (fit; older, of earlier rounds, drawn apart; validation, looked at alone; evidence, pairs;
+    rated, ratings on the evidence's side), unlabelled samples of it (meta: each prompt's different responses), and original
+    ratings and pairs (training, held_out)."""
 
     fit: list[PromptSet]
     evidence: list[PromptSet]
     meta: list[PromptSet]
     training: list[PromptSet]
     held_out: list[PromptSet]
+    older: list[PromptSet] = field(default_factory=list)
+    validation: list[PromptSet] = field(default_factory=list)
+    rated: list[PromptSet] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Weighing:
-    """Features of the evidence, of the original held-out data and of the unlabelled samples under one model, and the scale of
-    its gated score."""
+    """Features of the evidence (pairs, and rated responses where there are any), of the original held-out data and of the
+    unlabelled samples under one model, and the scale of its gated score."""
 
     evidence: Features
+    rated: Features | None
     held_out: Features
     meta: Features | None
     scale: float
@@ -75,7 +81,7 @@ def adapt(
     if before is None:
         return Decision(False, "the served model orders the original held-out pairs no better than chance", {})
     served_right, served = _right(model, before.evidence), _standing(model, before.held_out, method)
-    numbers = _spreads(model, before, "difference_loss")
+    numbers = _spreads(model, before, "difference_loss") | _heads(model, before, method, "")
     fresh = _fresh(model, data, before, method)
     if not fresh and method.settings.method == "pseudo_label":
         return Decision(False, f"no pair is labelled with a confidence of {method.settings.confidence:g}", numbers)
@@ -84,9 +90,8 @@ def adapt(
         return Decision(False, "the candidate orders the original held-out pairs no better than chance", numbers)
     evidence = Evidence(served_right, _right(model, after.evidence))
     decision = decide(evidence, served, _standing(model, after.held_out, method), method.rules)
-    numbers |= (
-        decision.numbers | _spreads(model, after, "candidate_difference_loss") | {"fitted_pairs": float(len(fresh))}
-    )
+    numbers |= decision.numbers | _spreads(model, after, "candidate_difference_loss")
+    numbers |= _heads(model, after, method, "candidate_") | {"fitted_pairs": float(len(fresh))}
     decision = replace(decision, numbers=numbers)
     if decision.accepted and (problem := _recalibrate(model, after.held_out, aggregation, method)):
         return replace(decision, accepted=False, reason=f"{decision.reason}; {problem}")
@@ -97,9 +102,11 @@ def _missing(data: Data, method: Method) -> str:
     """Why no candidate can be fitted or weighed; empty where one can."""
     min_pairs, kind = method.rules.min_pairs, method.settings.method
     if len(data.evidence) < min_pairs or (kind == "labelled" and not data.fit):
-        return f"{len(data.fit)} pairs to fit and {len(data.evidence)} of evidence, 1 and {min_pairs} wanted"
+        return f"{len(data.fit)} labelled prompts to fit and {len(data.evidence)} of evidence, 1 and {min_pairs} wanted"
     if kind in (*META_METHODS, "pseudo_label") and not data.meta:
         return f"there are no unlabelled samples, which method {kind} is fitted on"
+    if method.settings.patience is not None and not data.validation:
+        return "no freshly labelled prompt is left out of the fit, by which adaptation.patience could end it"
     for name, sets in (("training", data.training), ("held-out", data.held_out)):
         if not any(prompt.pairs for prompt in sets):
             return f"there are no original {name} pairs"
@@ -134,12 +141,15 @@ def _fit(
     """Fits by the configured tier; the features under the candidate (cached tiers leave them as they are)."""
     settings = method.settings
     if settings.tier not in CACHED_TIERS:
-        sets = FitSets(data.fit, data.training, data.meta)
+        sets = FitSets(data.fit, data.training, data.meta, data.older, data.validation)
         fit_backbone_tier(model, sets, method, learner, before.scale, report)
         return _weighing(model, data, method)
-    fresh = _extract(model, data.fit, method) if data.fit else None
+    fresh, older, validation = (
+        _extract(model, sets, method) if sets else None for sets in (data.fit, data.older, data.validation)
+    )
     original = _extract(model, data.training, method)
-    fit_candidate(CachedLandscape(model, fresh, original, before.meta, method, before.scale), settings, report)
+    features = FitFeatures(fresh, original, before.meta, older, validation)
+    fit_candidate(CachedLandscape(model, features, method, before.scale), settings, report)
     scale = logit_scale(model, before.held_out)
     return None if scale is None else replace(before, scale=scale)
 
@@ -148,7 +158,10 @@ def _weighing(model: GatedRewardModel, data: Data, method: Method) -> Weighing |
     """None where the model orders the held-out pairs no better than chance."""
     seen, meta = _extract(model, data.held_out, method), _extract(model, data.meta, method) if data.meta else None
     scale = logit_scale(model, seen)
-    return None if scale is None else Weighing(_extract(model, data.evidence, method), seen, meta, scale)
+    if scale is None:
+        return None
+    rated = _extract(model, data.rated, method) if data.rated else None
+    return Weighing(_extract(model, data.evidence, method), rated, seen, meta, scale)
 
 
 def _spreads(model: GatedRewardModel, weighing: Weighing, name: str) -> dict[str, float | None]:
@@ -158,6 +171,15 @@ def _spreads(model: GatedRewardModel, weighing: Weighing, name: str) -> dict[str
     prompt_of = weighing.meta.prompt_of
     comparisons = spread_pairs(prompt_of, len(prompt_of.unique()))
     return {name: float(spread(_scores(model, weighing.meta) / weighing.scale, comparisons))}
+
+
+def _heads(model: GatedRewardModel, weighing: Weighing, method: Method, name: str) -> dict[str, float | None]:
+    """How well each objective's head does on the policy's own rated samples; nothing where none are rated."""
+    if (rated := weighing.rated) is None:
+        return {}
+    scores = calibration.outputs(model, rated).scores.cpu()
+    found = heads.standings(scores, rated.ratings, rated.prompt_of, method.seed)
+    return heads.numbers(name, dict(zip(model.objectives, found, strict=True)))
 
 
 def _extract(model: GatedRewardModel, sets: Sequence[PromptSet], method: Method) -> Features:

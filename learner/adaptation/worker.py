@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +19,22 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from common.config.config import Config
 from common.data.label_sources import LabelFiles
+from common.data.split import is_validation
 from common.judge import PairItem, Preference
 from common.later import Later
 from common.queue.address import QueueAddress
 from common.queue.ledger import START
 from common.queue.queue import Queue
+from common.ratings import RateItem, Rating
 from common.types import ScoredGroup
-from learner.adaptation.candidates import Proposal, judged_sets, propose, round_seed, unlabelled_sets
+from learner.adaptation.candidates import (
+    Proposal,
+    fresh_groups,
+    judged_sets,
+    propose,
+    round_seed,
+    unlabelled_sets,
+)
 from learner.adaptation.disagreement import of_ensemble, of_pairs
 from learner.adaptation.evidence import Decision
 from learner.adaptation.fit import Method
@@ -47,13 +56,16 @@ MOST_ORIGINAL_PROMPTS = 2000  # of each, training and held out: bounds the passe
 @dataclass(frozen=True)
 class Round:
     """What a fit rests on: the proposal with its labels, its number (which seeds it), the weights of the losses of the original
-    pairs, in the file's order, where the method has any (ocrm), and labelled pairs of earlier rounds to fit on too."""
+    pairs, in the file's order, where the method has any (ocrm), and labelled pairs and responses of earlier rounds to fit on
+    too."""
 
     number: int
     proposal: Proposal
     preferences: Mapping[str, Preference]
     pair_weights: Sequence[float] | None = None
     earlier: Sequence[PairItem] = ()
+    ratings: Mapping[str, Rating] = field(default_factory=dict)
+    earlier_ratings: Sequence[RateItem] = ()
 
 
 @dataclass(frozen=True)
@@ -73,8 +85,9 @@ class RmAdapter(Watched):
         self._rank, self._config = rank, config
         self._settings, self._rewarder = config.adaptation, config.rewarder
         self._device = torch.device("cuda" if self._settings.gpus else "cpu")
-        fitted = self._settings.fit_pairs if self._settings.method == "labelled" else 0
-        self._pairs = fitted, self._settings.evidence_pairs
+        settings = self._settings
+        self._pairs = settings.fit_pairs if settings.fits_pairs else 0, settings.evidence_pairs
+        self._ratings = (settings.fit_ratings, settings.evidence_ratings) if settings.fits_ratings else (0, 0)
         self._cursor = START
         self._groups: dict[int, ScoredGroup] = {}
         self._files: Later[LabelFiles] = Later("set_original")
@@ -108,7 +121,8 @@ class RmAdapter(Watched):
         """Proposes pairs of the groups given."""
         fraction = self._config.learner.reward_model.held_out_fraction
         doubt = self._doubt if self._settings.select == "disagreement" else None
-        return propose(groups, *self._pairs, fraction, self._seed(number), doubt)
+        fresh = fresh_groups(groups, self._settings.fresh_steps)
+        return propose(fresh, *self._pairs, fraction, self._seed(number), doubt, *self._ratings)
 
     def fit(self, chosen: Round, versions: Versions) -> Decision:
         """Fits a candidate to the served model, weighs it, and writes it if it is accepted. What is served is only read."""
@@ -158,7 +172,7 @@ class RmAdapter(Watched):
 
     def _forget(self, first_slot: int) -> None:
         newest = sorted(slot for slot in self._groups if slot >= first_slot)
-        kept = newest[-GROUPS_PER_PAIR * sum(self._pairs) :]
+        kept = newest[-GROUPS_PER_PAIR * sum((*self._pairs, *self._ratings)) :]
         self._groups = {slot: self._groups[slot] for slot in kept}
 
     def _data(self, chosen: Round, objectives: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Data:
@@ -167,11 +181,35 @@ class RmAdapter(Watched):
         settings = self._rewarder, training, chosen.pair_weights
         original = reward_data.read_sides(self._files.value, objectives, tokenizer, *settings)
         bounded = (self._bounded(sets) for sets in original)
-        fit, evidence = (
-            judged_sets(items, chosen.preferences, *rest, most)
-            for items in ([*proposal.fit, *chosen.earlier], proposal.evidence)
+        labels, ratings = chosen.preferences, chosen.ratings
+        fresh = [*proposal.fit], [*proposal.fit_ratings]
+        older = [*chosen.earlier], [*chosen.earlier_ratings]
+        if not self._settings.batch_older:
+            fresh, older = (fresh[0] + older[0], fresh[1] + older[1]), ([], [])
+
+        def judged(pairs: Sequence[PairItem], rated: Sequence[RateItem]) -> list[PromptSet]:
+            return judged_sets(pairs, labels, *rest, most, rated, ratings)
+
+        fitted, validation = self._parted(judged(*fresh))
+        return Data(
+            fitted,
+            judged(proposal.evidence, []),
+            unlabelled_sets(proposal.unlabelled, *rest, most),
+            *bounded,
+            older=judged(*older),
+            validation=validation,
+            rated=judged([], proposal.evidence_ratings),
         )
-        return Data(fit, evidence, unlabelled_sets(proposal.unlabelled, *rest, most), *bounded)
+
+    def _parted(self, fresh: list[PromptSet]) -> tuple[list[PromptSet], list[PromptSet]]:
+        """(fitted on, looked at), by a hash of the prompt; all are fitted on where a fit does not stop early."""
+        settings = self._settings
+        if settings.patience is None:
+            return fresh, []
+        seen = [is_validation(prompt.messages, settings.validation_fraction) for prompt in fresh]
+        sides = ([p for p, one in zip(fresh, seen, strict=True) if one is kept] for kept in (False, True))
+        fitted, validation = sides
+        return fitted, validation
 
     def _bounded(self, sets: list[PromptSet]) -> list[PromptSet]:
         """Takes MOST_ORIGINAL_PROMPTS of them, the same ones in every round."""
@@ -187,11 +225,16 @@ class RmAdapter(Watched):
 def _facts(data: Data, chosen: Round) -> dict[str, float | None]:
     """What the decision rests on: numbers of pairs, and how old the policy was that sampled them."""
     oldest = chosen.proposal.oldest_version
+    rated = [item for item in chosen.proposal.rated if item.key in chosen.ratings]
     preferences = [chosen.preferences[item.key] for item in chosen.proposal.items if item.key in chosen.preferences]
     return {
         "judged_pairs": float(len(preferences)),
         "ties": float(sum(preference == "tie" for preference in preferences)),
         "earlier_pairs": float(len(chosen.earlier)),
+        "rated_responses": float(sum(bool(chosen.ratings[i.key].scores) for i in rated)),
+        "unrated_responses": float(sum(not chosen.ratings[i.key].scores for i in rated)),
+        "earlier_ratings": float(len(chosen.earlier_ratings)),
+        "validation_prompts": float(len(data.validation)),
         "fit_pairs": float(sum(len(prompt.pairs) for prompt in data.fit)),
         "unlabelled_prompts": float(len(data.meta)),
         "held_out_prompts": float(len(data.held_out)),

@@ -12,7 +12,7 @@ import math
 
 from torch import Tensor, nn
 
-WARMUP = 0.1  # of an epoch
+WARMUP = 0.1  # of the updates between two looks
 DECAY = 0.3  # of the rate, where the loss has stopped falling
 DECAYS = 1  # so many times; where the loss stops once more, the fit ends
 
@@ -38,10 +38,10 @@ class Plateau:
             self._left, self.scale = self._left - 1, self.scale * DECAY
         return False
 
-    def rate(self, step: int, per_epoch: int) -> float:
-        """The factor of the learning rate of a step, counted from 0: linear warm-up over WARMUP of the first epoch, then what
-        the looks say."""
-        return self.scale * min(1.0, (step + 1) / max(1, round(WARMUP * per_epoch)))
+    def rate(self, step: int, per_look: int) -> float:
+        """The factor of the learning rate of a step, counted from 0: linear warm-up over WARMUP of the steps up to the first
+        look, then what the looks say."""
+        return self.scale * min(1.0, (step + 1) / max(1, round(WARMUP * per_look)))
 
 
 class Best:

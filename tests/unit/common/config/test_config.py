@@ -149,6 +149,16 @@ def test_all_problems_come_at_once() -> None:
         ((*ADAPTS, "adaptation.tier=full", "adaptation.meta.second_order=exact"), "no second derivative here"),
         ((*ADAPTS, "adaptation.when=drift", "judge.file=labels.jsonl"), "who answer later than a look"),
         ((*ADAPTS, "adaptation.select=disagreement"), "adaptation.ensemble is null"),
+        (
+            (*ADAPTS, "adaptation.labels=ratings", "adaptation.tier=gate"),
+            "tier gate leaves every objective's head as it is",
+        ),
+        ((*ADAPTS, "adaptation.labels=both", "adaptation.method=none"), "method none is fitted on no labels"),
+        ((*ADAPTS, "adaptation.labels=both", "rewarder.objectives=[]"), "nobody knows what to rate"),
+        ((*ADAPTS, "adaptation.batch_older=4"), "batch_older is 4 but fit_rounds is 1"),
+        ((*ADAPTS, "adaptation.patience=2", "adaptation.method=none"), "method none has none; set patience: null"),
+        ((*ADAPTS, "adaptation.patience=2", "adaptation.zero_stage=3"), "use zero_stage: 2"),
+        (("judge.endpoint.rubric=rate it",), "judge.endpoint.rubric has no {prompt}, {response}, {objectives}"),
         ((*ADAPTS, "adaptation.when=drift", "adaptation.drift.signal=disagreement"), "adaptation.ensemble is null"),
         ((*ADAPTS, "iteration.steps=1"), "an iteration's end sees 64 groups"),
         (

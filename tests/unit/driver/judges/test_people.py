@@ -18,7 +18,7 @@ from common.types import Message
 from driver.cluster.cluster import Cluster
 from driver.cluster.doors import Adapters, Rewarders
 from driver.judges.label_book import LabelBook, LabelError, one_by_one, question
-from driver.judges.people import read_answers, write_questions
+from driver.judges.people import question_row, read_answers, write_questions
 from driver.rounds.labelling import RoundLabels, answered, enough, judge_numbers
 from driver.rounds.pending import Pending, PendingProposals
 from driver.rounds.reward_models import RewardModels
@@ -98,7 +98,7 @@ def test_a_round_waits_for_people_while_the_old_version_serves(
         {"role": "user", "content": "prompt 0 of 0"},
     ]
     shown = capsys.readouterr().out
-    assert "6 of 6 pairs wait for people" in shown and str(tmp_path / "labels_pending.jsonl") in shown
+    assert "6 of 6 questions wait for people" in shown and str(tmp_path / "labels_pending.jsonl") in shown
     assert not (tmp_path / "labels.jsonl").exists()
 
 
@@ -226,8 +226,8 @@ def test_what_editors_do_to_a_file_is_no_harm(tmp_path: Path) -> None:
 
 def test_questions_are_whole_or_absent(tmp_path: Path) -> None:
     path = tmp_path / "labels_pending.jsonl"
-    write_questions(path, [pair("p"), pair("q")])
-    write_questions(path, [pair("r")])
+    write_questions(path, [question_row(pair("p")), question_row(pair("q"))])
+    write_questions(path, [question_row(pair("r"))])
     assert questions(tmp_path) == [{**question(pair("r")), "preferred": None}]
     write_questions(path, [])
     assert list(tmp_path.iterdir()) == []

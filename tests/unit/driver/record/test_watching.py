@@ -37,6 +37,12 @@ OBJECTIVES = ("correct", "safe")
         ("reward/term/safety", "iter_rlhf_reward_term", (("term", "safety"),)),
         ("reward/term/safe", "iter_rlhf_reward_term", (("term", "safe"),)),
         ("reward/binding/safe", "iter_rlhf_reward_binding_term", (("term", "safe"),)),
+        ("rm/correlation/safe", "iter_rlhf_rm_correlation_objective", (("objective", "safe"),)),
+        (
+            "rm/candidate_onpolicy_r2/safe",
+            "iter_rlhf_rm_candidate_onpolicy_r_squared_objective",
+            (("objective", "safe"),),
+        ),
         ("reference/coverage/safe", "iter_rlhf_reference_coverage_term", (("term", "safe"),)),
         ("policy/safe", "iter_rlhf_policy_safe", ()),
     ],

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from transformers import LlamaConfig, LlamaModel
 
 from common.config.config import AdaptationConfig
-from learner.adaptation.cached_landscape import CachedLandscape
+from learner.adaptation.cached_landscape import CachedLandscape, FitFeatures
 from learner.adaptation.evidence import Evidence, Rules, Standing, decide
 from learner.adaptation.fit import Method, fit_candidate
 from learner.adaptation.round import _right
@@ -80,7 +80,8 @@ def fit(world: World, fresh: Features, seed: int, settings: AdaptationConfig = S
     """The candidate of tier gate, from the served gate on."""
     world.candidate.gating.load_state_dict(world.served.gating.state_dict())
     method = Method(settings, 1.0, None, 100, seed)
-    fit_candidate(CachedLandscape(world.candidate, fresh, world.original, None, method, 1.0), settings, lambda *_: None)
+    sets = FitFeatures(fresh, world.original, None)
+    fit_candidate(CachedLandscape(world.candidate, sets, method, 1.0), settings, lambda *_: None)
     return world.candidate
 
 

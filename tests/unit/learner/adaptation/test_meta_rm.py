@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import grad, jvp
 from torch.nn.functional import logsigmoid
 
-from learner.adaptation.cached_landscape import CachedLandscape
+from learner.adaptation.cached_landscape import CachedLandscape, FitFeatures
 from learner.adaptation.fit import Method
 from learner.adaptation.meta_rm import (
     EPSILON,
@@ -268,17 +268,23 @@ def features(model: GatedRewardModel, rows: int, pairs: int, seed: int) -> Featu
 
 def landscape(cached: dict[str, Any], tier: str) -> CachedLandscape:
     settings = config(f"adaptation.tier={tier}", "adaptation.replay_weight=0.5").adaptation
-    parts = cached["model"], cached["fresh"], cached["original"], cached["meta"]
-    made = CachedLandscape(*parts, Method(settings, 3.0, None, 100, 0), 2.0)
+    sets = FitFeatures(cached["fresh"], cached["original"], cached["meta"])
+    made = CachedLandscape(cached["model"], sets, Method(settings, 3.0, None, 100, 0), 2.0)
     made.draw()
     return made
+
+
+def regression(scores: Tensor, ratings: Tensor) -> Tensor:
+    """The mean over objectives of the mean squared error of what is rated."""
+    columns = zip((scores - ratings.nan_to_num()).square().T, ratings.isfinite().T, strict=True)
+    return torch.stack([column[mask].mean() for column, mask in columns]).mean()
 
 
 def by_hand(cached: dict[str, Any], tier: str, loss: Loss) -> tuple[Any, Tensor]:
     """(loss as a function of the flat parameters, these), written out."""
     model = copy.deepcopy(cached["model"]).requires_grad_(False)
     matrix: Tensor = model.reward_transform_matrix
-    trained = ("gating.", "regression") if tier == "heads" else ("gating.",)
+    trained, rated = (("gating.", "regression"), 3.0) if tier == "heads" else (("gating.",), 0.0)
     names = [name for name, _ in model.named_parameters() if name.startswith(trained)]
     flat = torch.cat([model.get_parameter(name).flatten() for name in names])
 
@@ -299,20 +305,13 @@ def by_hand(cached: dict[str, Any], tier: str, loss: Loss) -> tuple[Any, Tensor]
         weight = found["regression_layer.weight"] if tier == "heads" else model.regression_layer.weight
         return f.response @ weight.T
 
-    def bradley_terry(f: Features, found: dict[str, Tensor]) -> Tensor:
+    def labelled(f: Features, found: dict[str, Tensor]) -> Tensor:
         reward = score(f, found)
-        return -logsigmoid(reward[f.pairs[:, 0]] - reward[f.pairs[:, 1]]).mean()
+        gated = -logsigmoid(reward[f.pairs[:, 0]] - reward[f.pairs[:, 1]]).mean()
+        return gated + rated * regression(scores(f, found), f.ratings)
 
     def pairs_of(found: dict[str, Tensor]) -> Tensor:
-        original = cached["original"]
-        error = (scores(original, found) - original.ratings.nan_to_num()).square()
-        known = original.ratings.isfinite()
-        regression = torch.stack(
-            [column[mask].mean() for column, mask in zip(error.unbind(1), known.unbind(1), strict=True)]
-        ).mean()
-        return bradley_terry(cached["fresh"], found) + 0.5 * (
-            bradley_terry(original, found) + (3.0 * regression if tier == "heads" else 0.0)
-        )
+        return labelled(cached["fresh"], found) + 0.5 * labelled(cached["original"], found)
 
     def spread_of(reward: Tensor) -> Tensor:
         gaps = (reward.reshape(6, 4, 1) - reward.reshape(6, 1, 4)).abs().sigmoid()

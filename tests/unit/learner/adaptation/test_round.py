@@ -146,7 +146,7 @@ def test_labelled_pairs_of_earlier_rounds_are_fitted_on_too(world: dict[str, Any
     ties: dict[str, Preference] = {item.key: "tie" for item in newer.fit}
     said = labels(world, proposal) | labels(world, newer) | ties
     alone = made.fit(Round(1, newer, said), versions(world, tmp_path / "alone"))
-    assert alone.reason.startswith("0 pairs to fit") and alone.numbers["earlier_pairs"] == 0
+    assert alone.reason.startswith("0 labelled prompts to fit") and alone.numbers["earlier_pairs"] == 0
     both = made.fit(Round(1, newer, said, None, proposal.fit), versions(world, tmp_path / "both"))
     assert both.accepted, both.reason
     numbers = both.numbers
