@@ -118,10 +118,11 @@ def fit_ridge(
     alphas: Sequence[float] = ALPHAS,
 ) -> RidgeFit:
     """The heads of all objectives; alpha_k is the one of `alphas` (ascending, > 0) with the least error on the held-out rows,
-    which must be of other prompts. Each side is read once, on the CPU, in float64.
+    which must be of other prompts. An objective that no held-out row rates takes the alpha with the least error over those
+    that some rate, each over its mean square. Each side is read once, on the CPU, in float64.
 
-    Raises ValueError for features or ratings that are not finite (NaN is a missing rating), sizes that do not fit, and an
-    objective without a rating on either side."""
+    Raises ValueError for features or ratings that are not finite (NaN is a missing rating), sizes that do not fit, an
+    objective without a rating to fit, and held-out rows that rate nothing."""
     if not alphas or list(alphas) != sorted(alphas) or alphas[0] <= 0:
         raise ValueError(f"alphas are {list(alphas)}; want at least one, ascending, above 0")
     fitted = Sums(training, objectives)
@@ -136,16 +137,17 @@ def fit_ridge(
 
 def _pick(fitted: Sums, picking: Sums, alphas: Sequence[float]) -> list[tuple[float, float]]:
     """(alpha, its held-out squared error) of each objective."""
-    picked = [(0.0, 0.0)] * fitted.cross.shape[1]
+    errors = torch.zeros(fitted.cross.shape[1], len(alphas), dtype=torch.float64)
     for gram in fitted.grams:
         values, vectors = _eigen(gram.matrix)
         projected = vectors.T @ fitted.cross[:, gram.columns]
         for i, column in enumerate(gram.columns):
             weights = torch.stack([projected[:, i] / (values + alpha) for alpha in alphas], 1)
-            errors = picking.squared_error(column, vectors @ weights)
-            best = int(errors.argmin())
-            picked[column] = alphas[best], float(errors[best])
-    return picked
+            errors[column] = picking.squared_error(column, vectors @ weights)
+    varied = picking.squares > 0
+    pooled = (errors[varied] / picking.squares[varied, None]).sum(0).argmin()
+    best = torch.where(picking.count > 0, errors.argmin(1), pooled).tolist()
+    return [(alphas[at], float(errors[column, at])) for column, at in enumerate(best)]
 
 
 def _refit(fitted: Sums, picking: Sums, alphas: Sequence[float]) -> Tensor:
@@ -194,10 +196,8 @@ def _check_block(
 
 
 def _check_rated(fitted: Sums, picking: Sums, objectives: Sequence[str]) -> None:
-    counts = zip(objectives, fitted.count.tolist(), picking.count.tolist(), strict=True)
-    wrong = [f"{name} has {ours:.0f} and {theirs:.0f}" for name, ours, theirs in counts if not ours or not theirs]
-    if wrong:
-        raise ValueError(
-            f"ridge needs ratings of every objective to fit and, on held-out prompts, to pick its alpha: {'; '.join(wrong)}; "
-            "rate more prompts, name a program in rewarder.programs, or drop the objective from rewarder.objectives"
-        )
+    todo = "rate more prompts, name a program in rewarder.programs, or drop the objective from rewarder.objectives"
+    if wrong := [name for name, count in zip(objectives, fitted.count.tolist(), strict=True) if not count]:
+        raise ValueError(f"ridge has no rating to fit {', '.join(wrong)} on; {todo}")
+    if not bool(picking.count.any()):
+        raise ValueError(f"ridge has no rating of a held-out prompt to pick an alpha by; {todo}")

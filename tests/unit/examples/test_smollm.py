@@ -153,10 +153,11 @@ def compose(pair: Sequence[str]) -> str:
 # ---- labels and gold
 
 
-def test_the_rater_rates_what_was_asked_and_nothing_else() -> None:
+def test_the_rater_rates_what_was_asked_and_what_any_response_shows() -> None:
     asked = (("commas", ""), ("words", "12"))
     made = labels.label([item("Rain falls.", *asked), item("Rain, snow and hail.", *asked)], seed=5)
-    assert made.ratings == [{"commas": 1.0, "words": 1.0}, {"commas": 0.0, "words": 1.0}]
+    always = {"json": 0.0, "quoted": 0.0}  # can be seen in any response
+    assert made.ratings == [{**always, "commas": 1.0, "words": 1.0}, {**always, "commas": 0.0, "words": 1.0}]
     assert made.pairs == [(0, 1)]
 
 

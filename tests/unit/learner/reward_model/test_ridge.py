@@ -149,11 +149,23 @@ def test_bad_rows_are_named(training: list[Block], message: str) -> None:
 
 def test_objectives_without_ratings_are_named_together() -> None:
     training, held_out = rows(40, 0), rows(40, 1)
-    training[1][:, 2], held_out[1][:, 3] = NAN, NAN
-    with pytest.raises(
-        ValueError, match=r"ridge needs ratings of every objective .*: c has 0 and \d+; d has \d+ and 0; "
-    ):
+    training[1][:, 2:] = NAN
+    with pytest.raises(ValueError, match=r"ridge has no rating to fit c, d on; rate more prompts"):
         fit_ridge([training], [held_out], NAMES)
+    held_out[1][:] = NAN
+    with pytest.raises(ValueError, match="ridge has no rating of a held-out prompt to pick an alpha by"):
+        fit_ridge([rows(40, 0)], [held_out], NAMES)
+
+
+def test_an_objective_that_no_held_out_row_rates_takes_the_alpha_that_suits_the_others() -> None:
+    """A few ratings of a rare objective may all be of training prompts."""
+    training, held_out = rows(80, 0), rows(40, 1)
+    training[1][:], held_out[1][:] = training[1][:, :1], held_out[1][:, :1]  # four objectives that are one
+    whole = fit_ridge([training], [held_out], NAMES)
+    held_out[1][:, 3] = NAN
+    found = fit_ridge([training], [held_out], NAMES)
+    assert found.alphas == whole.alphas and math.isnan(found.r2[3])
+    assert found.num_ratings[3] == whole.num_ratings[3] - int(held_out[1][:, 0].isfinite().sum())
 
 
 @pytest.mark.parametrize("alphas", [[], [1.0, 0.1], [0.0, 1.0]])
