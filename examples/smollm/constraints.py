@@ -12,14 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-CLOSINGS = ("That is all.", "I hope this helps.", "Ask me for more.", "Thank you for reading.")
-OPENINGS = ("The", "It", "I", "In")
-KEYWORDS = ("because", "people", "simple", "world", "today", "water", "small", "always")
-AVOIDED = ("the", "and", "is", "of")
-SENTENCES = ("1", "2", "3")
-WORDS = ("12", "20", "30")
-POINTS = ("2", "3")
-CASES = ("lower", "upper")
+# One value a family: a head of the reward model then learns one property of a response, and the gate when it is asked for. More
+# values of a family (other words, other numbers) are one more entry each in its head's data, and need as much more of it.
+SENTENCES, WORDS, POINTS = ("1",), ("20",), ("2",)
+KEYWORDS, AVOIDED = ("people",), ("the",)
+CLOSINGS, OPENINGS = ("That is all.",), ("The",)
+CASES = ("lower",)
 
 WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 SENTENCE_END = re.compile(r"[.!?]+[\"'\u201d\u2019)\]]*(?=\s|$)")
@@ -172,7 +170,8 @@ CLASHES = frozenset(
         ("case", "opening"),
         ("case", "closing"),
         ("json", "sentences"),
-        ("sentences", "words"),
+        ("avoid", "opening"),
+        ("closing", "sentences"),
     )
 )
 

@@ -1,8 +1,8 @@
 """Labels for training: what a careful rater says of the policy's samples, and the programs that rate every response.
 
-`label` is what configs/smollm.yaml names (`judge.labeler`). It rates a response on the families that its prompt asks for, and
-on those that have one value and can be seen in any response (JSON, commas, quotation marks); it compares two responses to a
-prompt as whole answers. The reward model learns from these; it never sees the
+`label` is what configs/smollm.yaml names (`judge.labeler`). It says of each response which families it meets, asked for or not,
+so that every head learns from every response; and it compares two responses to a prompt by what the prompt asks for, from which
+the gate learns what that is. The reward model learns from these; it never sees the
 checks themselves. Holds no torch.
 """
 
@@ -15,7 +15,7 @@ from common.judge import JudgeItem, Labels
 from common.types import Message
 from examples.smollm.constraints import FAMILIES, Constraint, from_text, met, words
 
-ALWAYS = tuple(Constraint(name, "") for name, family in FAMILIES.items() if family.values == ("",))
+ALL = tuple(Constraint(name, family.values[0]) for name, family in FAMILIES.items())
 LEAST_DIFFERENCE = 0.05  # in worth; two answers that are closer are no pair
 LANGUAGE_WEIGHT, BREVITY_WEIGHT = 0.2, 0.1
 WINDOW_WORDS = 12
@@ -25,11 +25,10 @@ VOWELS = frozenset("aeiouy")
 
 
 def label(items: list[JudgeItem], seed: int) -> Labels:
-    """Ratings of each sample of a prompt (1 where a constraint is met, else 0), and a pair for each two samples of different
-    worth. Nothing is random: `seed` is not used."""
+    """Ratings of each sample of a prompt (1 where it meets a family's constraint, else 0), and a pair for each two samples of
+    different worth. Nothing is random: `seed` is not used."""
     ratings: list[dict[str, float | None]] = [
-        {family: float(holds) for family, holds in met((*ALWAYS, *constraints(item)), item.response).items()}
-        for item in items
+        {family: float(holds) for family, holds in met(ALL, item.response).items()} for item in items
     ]
     values = [worth(item) for item in items]
     pairs = [

@@ -131,18 +131,18 @@ def test_every_combination_can_be_met_by_one_text(held_out: bool) -> None:
 
 
 POSSIBLE = {
-    "sentences": "2", "words": "30", "bullets": "2", "keyword": "small", "avoid": "the", "case": "lower",
-    "closing": "That is all.", "opening": "It", "json": "", "commas": "", "quoted": "",
+    "sentences": "1", "words": "20", "bullets": "2", "keyword": "people", "avoid": "the", "case": "lower",
+    "closing": "That is all.", "opening": "The", "json": "", "commas": "", "quoted": "",
 }  # fmt: skip
 
 
 def compose(pair: Sequence[str]) -> str:
     """A text that meets the first value of each family of a pair."""
-    first = "It is small. It can grow."
+    first = "The people grow" if "opening" in pair else "People grow"
     if "bullets" in pair:
-        first = "- It is small\n- It can grow"
+        first = f"- {first}\n- {first}"
     if "closing" in pair:
-        first = "It is small. That is all."
+        first = "People grow. That is all."
     if "case" in pair:
         first = first.lower()
     if "json" in pair:
@@ -153,11 +153,12 @@ def compose(pair: Sequence[str]) -> str:
 # ---- labels and gold
 
 
-def test_the_rater_rates_what_was_asked_and_what_any_response_shows() -> None:
-    asked = (("commas", ""), ("words", "12"))
-    made = labels.label([item("Rain falls.", *asked), item("Rain, snow and hail.", *asked)], seed=5)
-    always = {"json": 0.0, "quoted": 0.0}  # can be seen in any response
-    assert made.ratings == [{**always, "commas": 1.0, "words": 1.0}, {**always, "commas": 0.0, "words": 1.0}]
+def test_the_rater_rates_every_family_and_compares_by_what_was_asked() -> None:
+    asked = (("commas", ""), ("words", "20"))
+    made = labels.label([item("Rain falls.", *asked), item("Rain, snow and the hail.", *asked)], seed=5)
+    assert [set(rated) for rated in made.ratings] == [set(FAMILIES)] * 2
+    met = [{name for name, value in rated.items() if value} for rated in made.ratings]
+    assert met == [{"sentences", "words", "avoid", "commas"}, {"sentences", "words"}]
     assert made.pairs == [(0, 1)]
 
 
