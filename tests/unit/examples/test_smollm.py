@@ -142,7 +142,7 @@ def compose(pair: Sequence[str]) -> str:
     if "bullets" in pair:
         first = f"- {first}\n- {first}"
     if "closing" in pair:
-        first = "People grow. That is all."
+        first = f"{first}. That is all."
     if "case" in pair:
         first = first.lower()
     if "json" in pair:
