@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import signal
 import sys
@@ -20,6 +19,7 @@ from common.config.file import ConfigError, load_config, save_config
 from common.config.stages import COMMANDS, STAGES
 from common.errors import RunError
 from common.files import write_whole
+from common.json_text import json_text
 from driver.preflight.environment import environment
 from driver.preflight.preflight import check
 from driver.record.progress import fail, say
@@ -102,7 +102,7 @@ def claim(config: Config, cleanup: ExitStack) -> None:
 def write_run_files(config: Config) -> None:
     """Writes the resolved configuration and the environment into the run's directory."""
     save_config(config, config.run_dir / "config.yaml")
-    write_whole(config.run_dir / "environment.json", json.dumps(environment(), indent=1))
+    write_whole(config.run_dir / "environment.json", json_text(environment(), indent=1))
 
 
 def run(config: Config, stages: list[str], cleanup: ExitStack) -> None:

@@ -83,5 +83,5 @@ def publish(name: str, settings: Mapping[str, object], rows: Sequence[Row], dire
         "rows": [asdict(row) | {"holds": row.holds} for row in rows],
     }
     path = directory / f"{name}.json"
-    path.write_text(json.dumps(record, indent=1, default=str) + "\n")
+    path.write_text(json.dumps(record, indent=1, default=str, allow_nan=False) + "\n")
     print(f"{name}: {', '.join(f'{key} {value}' for key, value in settings.items())}\n\n{table(rows)}\n\n{path}")

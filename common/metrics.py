@@ -13,11 +13,13 @@ from typing import Any
 
 from common.errors import RunError
 from common.files import append_line, write_whole
+from common.json_text import json_text
 
 STEP_NAMES = (
     "iteration",
     "policy/version",
     "reward/mean",
+    "reward/mean_se",
     "reward/saturated_frac",
     "reward/linear_frac",
     "reward/floored_frac",
@@ -46,7 +48,7 @@ STEP_NAMES = (
 
 
 # What follows reward/ and gate/ in a step line and is no objective's name
-RESERVED = ("mean", "group_std", "gated_score", "saturated_frac", "linear_frac", "all_good")
+RESERVED = ("mean", "mean_se", "group_std", "gated_score", "saturated_frac", "linear_frac", "all_good")
 RESERVED_KINDS = ("term/", "binding/")
 
 
@@ -69,7 +71,7 @@ class StepLog:
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one row: step, then every fixed name (null if absent), then the rest."""
         row = {"step": step, **dict.fromkeys(self._names), **values}
-        append_line(self._path, json.dumps(row))
+        append_line(self._path, json_text(row))
 
     def cut(self, last_step: int) -> None:
         """Removes the rows after last_step, and a half-written last row. Raises RecordError for a line that cannot be read."""

@@ -9,7 +9,6 @@ if it is not. Called by launch.py.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,6 +20,7 @@ from common.config.stages import BY_NAME
 from common.data.data import read_prompts, write_jsonl
 from common.errors import RunError
 from common.files import sync_tree, write_whole
+from common.json_text import json_text
 from common.judge import JudgeItem, label_samples, load_function, without_equal_texts
 from common.model_size import DTYPE_BYTES, num_parameters
 from common.models import absolute
@@ -41,7 +41,7 @@ from driver.record.loop_state import read_loop_state
 from driver.record.progress import say
 from driver.record.resume import settle
 from driver.record.stage_inputs import changed_inputs, stage_inputs
-from driver.report.measures import format_accuracy, summary_without_judge
+from driver.report.measures import chance_lines, format_accuracy, summary_without_judge
 from driver.report.page import write_report
 from driver.rounds.reward_models import RewardModels, served_model
 
@@ -116,6 +116,8 @@ def run_reward_model(run: Run) -> None:
         baseline = beside if run.config.learner.reward_model.baseline else None
         report = run.cluster.learners.reward_model(run.anchor, files, target, baseline)
     say(f"  {format_accuracy(report)}")
+    for line in chance_lines(report):
+        say(line)
     record = checkpoint.read_json(run.directory / "rm" / "version_0" / "report.json")
     for line in (*record["rows"], *(f"warning: {line}" for line in record["calibration_warnings"])):
         say(f"  {line}")
@@ -128,6 +130,9 @@ def run_iterate(run: Run) -> None:
     prompts = run.prompts(data.prompts)
     held_out = run.prompts(data.eval_prompts, config.evaluate.prompts) if data.eval_prompts else []
     queue, address = run.open_queue()
+    if "reward_model" in config.stages:  # said again where that stage was done before this start
+        for line in chance_lines(checkpoint.read_json(Path(run.reward_model) / "report.json")["report"]):
+            say(line)
     run.await_engines()
     run.cluster.disks.share(run.anchor)
     models = RewardModels(config, run.cluster, run.directory, run.reward_model, run.labelled)
@@ -148,7 +153,7 @@ def run_evaluate(run: Run) -> None:
     """The gold table, from the rows that the loop judged; without a judge, what is known without one."""
     ideal = _ideal_golds(run)
     table = gold_table(run.config, run.directory / "evaluations", ideal)
-    write_whole(run.directory / "evaluation.json", json.dumps(table, indent=1))
+    write_whole(run.directory / "evaluation.json", json_text(table, indent=1))
     say(format_table(table) if table else "  no judge.function or no data.eval_prompts: nothing was judged")
     if not table:
         say("\n".join(f"  {line}" for line in summary_without_judge(run.directory)))
@@ -256,4 +261,4 @@ def _record(run: Run, stage: str) -> None:
     makes = BY_NAME[stage].makes
     if makes is not None and (run.directory / makes).exists():
         sync_tree(run.directory / makes)  # the record says that it is there, after a power cut too
-    write_whole(run.directory / "stages" / f"{stage}.json", json.dumps(_inputs(run, stage), indent=1))
+    write_whole(run.directory / "stages" / f"{stage}.json", json_text(_inputs(run, stage), indent=1))

@@ -21,6 +21,7 @@ from common.config.aggregations import term_names
 from common.config.config import Config, LearnerConfig
 from common.data.data import read_demonstrations, read_pairs
 from common.data.label_sources import LabelFiles
+from common.json_text import json_text
 from common.later import Later
 from common.models import local_directory
 from common.queue.address import QueueAddress
@@ -198,7 +199,7 @@ class LearnerWorker(Watched):
         self._engine.value.save(Path(directory) / "learner")
         if self._rank == 0:
             state = {"updates": self._updates, "ledger": self._ledger.to_dict()}
-            (Path(directory) / "learner.json").write_text(json.dumps(state))
+            (Path(directory) / "learner.json").write_text(json_text(state))
 
     def trim(self, cursor: str) -> None:
         """Forgets scored records that no kept checkpoint needs."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from common.json_text import json_text
 from rewarder.calibrate import Calibration
 
 ARCHITECTURE = "LlamaForRewardModelWithGating"
@@ -138,7 +139,7 @@ def write(directory: Path, state: dict[str, Tensor], config: Mapping[str, Any], 
     # A copy, on the CPU too: ZeRO 1 and 2 leave parameters as views of one buffer, which safetensors refuses to write.
     whole = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
     save_torch_state_dict(whole, directory, max_shard_size=max_shard_size)
-    (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (directory / "config.json").write_text(json_text(config, indent=2, sort_keys=True) + "\n")
 
 
 def config_values(backbone: PreTrainedConfig, sizes: HeadSizes, info: RewardModelInfo) -> dict[str, Any]:

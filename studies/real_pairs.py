@@ -20,7 +20,6 @@ Intervals are over pairs alone: folds share training pairs, and another seed wou
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -36,6 +35,7 @@ from common.config.file import BASE, load_config
 from common.data.data import PreferencePair, read_pairs
 from common.data.sources import DataError
 from common.data.split import is_held_out, opening_key
+from common.json_text import json_text
 from learner.adaptation.evidence import mcnemar
 from learner.reward_model.held_out import wilson_interval
 from rewarder.scoring import Rendered
@@ -83,7 +83,7 @@ def main() -> None:
     found = outcomes(tested, openings(pairs), new)
     print(table(found, len(pairs), int(new.sum())))
     if arguments.out is not None:
-        arguments.out.write_text(json.dumps(record(found, tested, arguments.seed), indent=1) + "\n")
+        arguments.out.write_text(json_text(record(found, tested, arguments.seed), indent=1) + "\n")
 
 
 def openings(pairs: Sequence[PreferencePair]) -> Groups:

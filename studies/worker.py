@@ -7,7 +7,6 @@ does not outlive its runner. Whatever else writes to stdout (vLLM, DeepSpeed) go
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import queue
 import sys
@@ -18,6 +17,7 @@ from typing import TextIO
 
 import torch
 
+from common.json_text import json_text
 from common.judge import load_function
 from driver.preflight.environment import code_version
 from examples.sandbox.version import world_hash
@@ -79,7 +79,7 @@ def _run(kind: str, unit: Unit, lab: Lab, answers: TextIO) -> None:
 
 
 def _answer(answers: TextIO, **event: object) -> None:
-    answers.write(json.dumps(event) + "\n")
+    answers.write(json_text(event) + "\n")
 
 
 if __name__ == "__main__":

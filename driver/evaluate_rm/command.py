@@ -8,7 +8,6 @@ named; the longer answer. Called by driver/commands.py; runs in the driver's pro
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from common.config.config import Config, RewarderConfig
 from common.data.fields import Answer
 from common.files import write_whole
+from common.json_text import json_text
 from driver.evaluate_rm.measures import Array, Outcome
 from driver.evaluate_rm.models import load_baseline, load_model, load_tokenizer
 from driver.evaluate_rm.page import write_page
@@ -39,7 +39,7 @@ def evaluate_reward_model(config: Config, directory: Path) -> None:
     sets = read_sets(config.evaluate_rm)
     found = _measure(config, model, baseline(config), sets)
     say(format_results(found))
-    write_whole(directory / "evaluate_rm.json", json.dumps(found.to_dict(), indent=1, allow_nan=False))
+    write_whole(directory / "evaluate_rm.json", json_text(found.to_dict(), indent=1))
     say(f"  {write_page(directory / 'evaluate_rm.html', found)}")
 
 

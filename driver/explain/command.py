@@ -8,7 +8,6 @@ parts by its aggregation, against references that only a run has; samples.jsonl 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from common.config.config import Config, ExplainConfig
 from common.data.judged import read_answers
 from common.files import write_whole
+from common.json_text import json_text
 from common.types import Message
 from driver.evaluate_rm.models import load_model, load_tokenizer
 from driver.evaluate_rm.source import serving
@@ -40,7 +40,7 @@ def explain_responses(config: Config, directory: Path) -> None:
     say(f"reward model: {described}")
     say("\n\n".join(format_explained(explained) for explained in found))
     rows = [to_dict(explained) for explained in found]
-    write_whole(directory / "explain.json", json.dumps({"model": described, "rows": rows}, indent=1, allow_nan=False))
+    write_whole(directory / "explain.json", json_text({"model": described, "rows": rows}, indent=1))
     say(f"  {write_page(directory / 'explain.html', described, found)}")
 
 

@@ -177,6 +177,7 @@ def _reward_model_limits(report: RewardModel | None) -> list[str]:
     weak = [f"{name} ({fixed(value)})" for name, value in _weak(report)] if report else []
     if weak:
         found.append(f"It explains little of the ratings of {', '.join(weak)} on held-out prompts (R2 below 0.2).")
+    found += [f"{line[0].upper()}{line[1:]}." for line in report.warnings] if report else []
     if report is not None and not report.accuracy.mean > report.uniform_accuracy:
         found.append("On held-out pairs its gate is no better than equal weights.")
     return [

@@ -6,7 +6,6 @@ from which checkpoint, `pushed.json` where to. Waits for the disk and, where exp
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 from common.config.config import Config
 from common.errors import RunError
 from common.files import sync, sync_tree, write_whole
+from common.json_text import json_text
 from driver.export.card_parts import Facts, read_facts
 from driver.export.card_policy import policy_card
 from driver.export.card_reward_model import reward_model_card
@@ -106,7 +106,7 @@ class Export:
 
     def _record(self, name: str, values: dict[str, Any]) -> None:
         with _explained(self._directory / name, None):
-            _replace_text(self._directory / name, json.dumps(values))
+            _replace_text(self._directory / name, json_text(values))
 
 
 def put_in_place(target: Path, write: Write, needed: float | None) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from common.config.config import JudgeConfig
 from common.errors import RunError
 from common.files import append_line
+from common.json_text import json_text
 from common.judge import (
     PREFERENCES,
     JudgeError,
@@ -133,12 +134,12 @@ class LabelBook:
     def _append(self, label: Label) -> None:
         item, verdict = label.item, label.verdict
         said = {"preferred": verdict.preferred, **({"why": verdict.why} if verdict.why else {})}
-        append_line(self._path, json.dumps({**question(item), **said, "round": label.round}))
+        append_line(self._path, json_text({**question(item), **said, "round": label.round}))
         self._known[item.key] = label
 
     def _append_rating(self, label: RatedLabel) -> None:
         said = {"scores": label.rating.scores, **({"why": label.rating.why} if label.rating.why else {})}
-        append_line(self._path, json.dumps({**rating_question(label.item), **said, "round": label.round}))
+        append_line(self._path, json_text({**rating_question(label.item), **said, "round": label.round}))
         self._rated[label.item.key] = label
 
 

@@ -10,13 +10,13 @@ answered stays a question.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from common.data.sources import json_object
 from common.files import write_whole
+from common.json_text import json_text
 from common.judge import PREFERENCES, PairItem, Preference, Verdict
 from common.types import Message
 from driver.judges.label_book import Judge, Keep, LabelError, question
@@ -58,7 +58,7 @@ def write_questions(path: Path, rows: Sequence[dict[str, object]]) -> None:
     if not rows:
         path.unlink(missing_ok=True)
         return
-    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_whole(path, "".join(json_text(row) + "\n" for row in rows))
 
 
 def question_row(item: PairItem) -> dict[str, object]:

@@ -9,7 +9,6 @@ start.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from common.data.data import PreferencePair, read_pairs, write_jsonl
 from common.files import write_whole
+from common.json_text import json_text
 from driver.cluster.run import STRENGTHS, Run
 from driver.preferences.page import write_page
 from driver.preferences.results import Strength, record, results, rows
@@ -82,7 +82,7 @@ def _by_member(parts: Sequence[NDArray[np.float32]], fitted: Sequence[Fitted]) -
 
 def _write(found: Strength, directory: Path, report: dict[str, object]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    write_whole(directory / "report.json", json.dumps(report, indent=1, allow_nan=False))
+    write_whole(directory / "report.json", json_text(report, indent=1))
     write_page(directory / "page.html", found)
     write_jsonl(directory / STRENGTHS.name, rows(found))
 

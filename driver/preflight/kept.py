@@ -20,6 +20,7 @@ from typing import Any
 
 from common.data.rows import Rows
 from common.files import write_whole
+from common.json_text import json_text
 from driver.preflight.findings import Findings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -70,7 +71,7 @@ def keep(key: str | None, verdicts: Verdicts, findings: Findings) -> None:
         return
     try:
         directory().mkdir(parents=True, exist_ok=True)
-        write_whole(directory() / f"{key}.json", json.dumps(asdict(verdicts)))
+        write_whole(directory() / f"{key}.json", json_text(asdict(verdicts)))
     except OSError as error:
         findings.note(f"what was found of the rows cannot be kept for the run ({error}); it will look again")
 

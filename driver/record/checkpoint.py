@@ -21,6 +21,7 @@ from typing import Any
 
 from common.errors import RunError
 from common.files import commit, write_whole
+from common.json_text import json_text
 
 MANIFEST = "MANIFEST.json"
 STATE = "driver.json"
@@ -40,10 +41,10 @@ def write_checkpoint(root: Path, step: int, state: dict[str, Any], write: Callab
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     write(aside)
-    write_whole(aside / STATE, json.dumps(state))
-    write_whole(aside / MANIFEST, json.dumps(_signed({"step": step, "files": _files(aside)}), indent=1))
+    write_whole(aside / STATE, json_text(state))
+    write_whole(aside / MANIFEST, json_text(_signed({"step": step, "files": _files(aside)}), indent=1))
     commit(aside, final)
-    write_whole(root.parent / NEWEST, json.dumps({"step": step}))
+    write_whole(root.parent / NEWEST, json_text({"step": step}))
     for old in steps(root)[:-keep]:
         shutil.rmtree(root / f"step_{old}")
     return final

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from common.errors import RunError
 from common.files import write_whole
+from common.json_text import json_text
 from driver.record.checkpoint import steps
 
 LOCK, RUN_ID = "run.lock", "run_id"
@@ -113,5 +114,5 @@ def _read(descriptor: int) -> Holder | None:
 def _write(descriptor: int, holder: Holder | None) -> None:
     os.ftruncate(descriptor, 0)
     if holder is not None:
-        os.pwrite(descriptor, json.dumps(asdict(holder)).encode(), 0)
+        os.pwrite(descriptor, json_text(asdict(holder)).encode(), 0)
     os.fsync(descriptor)

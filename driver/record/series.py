@@ -53,6 +53,7 @@ HELP = {
     "drift_disagreement": "Mean standard deviation among the ensemble's members, at the last look",
     "drift_baseline": "The drift signal at the first look at the version that serves",
     "reward_mean": "Mean reward, as trained on",
+    "reward_mean_se": "Standard error of the mean reward of a step, over its groups",
     "reward_group_std": "Mean standard deviation of the reward among the responses to one prompt",
     "reward_gated_score": "Mean raw score, weighted by the gate",
     "reward_objective": "Mean raw score of an objective",

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from common.chance import chance_warnings
 from common.config.aggregations import AGGREGATIONS, term_names
 from common.config.config import sync_tolerance
 from common.metrics import read_rows
@@ -139,12 +140,14 @@ def read_reward_model(path: Path, terms: Sequence[str]) -> RewardModel | None:
     return RewardModel(
         _accuracy(report, "rm/pair_accuracy"),
         _accuracy(report, "rm/pair_accuracy_baseline"),
+        _accuracy(report, "rm/pair_accuracy_preference_head"),
         report.get("rm/pair_accuracy_uniform_gate", NAN),
         report.get("rm/pair_accuracy_length", NAN),
         report.get("rm/held_out_pairs", NAN),
         number(record.get("held_out_prompts")),
         _r2(report),
         [Fit(name, number(temperature), _numbers(row)) for name, temperature, row in fits],
+        chance_warnings(report),
     )
 
 

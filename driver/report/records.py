@@ -41,16 +41,19 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class RewardModel:
-    """The held-out report of reward model version 0; baseline_accuracy is NaN where no baseline was trained."""
+    """The held-out report of reward model version 0; baseline_accuracy is NaN where no baseline was trained,
+    preference_accuracy (of the head that pairs train) where there is none. warnings say where chance would do as well."""
 
     accuracy: Interval
     baseline_accuracy: Interval
+    preference_accuracy: Interval
     uniform_accuracy: float
     length_accuracy: float
     pairs: float
     prompts: float
     r2: Mapping[str, float | str]
     fits: Sequence[Fit]
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from driver.report.records import Gold, RunFiles
 
 TREND_STEPS = 5
+NUM_ERRORS = 2
+Step = tuple[float, float]  # mean reward and its standard error
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +32,17 @@ class GoldVerdict:
 
 @dataclass(frozen=True, slots=True)
 class RewardVerdict:
-    """Means of the reward over its first and last `size` measured steps; NaN where none of the steps was measured."""
+    """Means of the reward over its first and last `size` measured steps, with NUM_ERRORS standard errors each (NaN where the
+    steps say nothing of theirs); change is rose or fell where these do not overlap, else unclear. NaN where no step was
+    measured."""
 
     measured: int
     first: float
     last: float
     size: int
+    first_error: float = math.nan
+    last_error: float = math.nan
+    change: str = "unclear"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,7 @@ class Verdict:
 def verdict(run: RunFiles) -> Verdict:
     """The facts of the sentence."""
     judged = [gold for gold in run.golds if gold.step is not None and math.isfinite(gold.gold.mean)]
-    return Verdict(_gold_verdict(judged, run) if len(judged) >= 2 else None, _trend(run.series("reward/mean")))
+    return Verdict(_gold_verdict(judged, run) if len(judged) >= 2 else None, _trend(_rewards(run)))
 
 
 def _gold_verdict(judged: Sequence[Gold], run: RunFiles) -> GoldVerdict:
@@ -71,14 +78,27 @@ def _gold_verdict(judged: Sequence[Gold], run: RunFiles) -> GoldVerdict:
 
 def _rose_since(run: RunFiles, step: int) -> bool:
     """Whether the mean reward has risen since a step."""
-    since = [value for at, value in zip(run.steps, run.series("reward/mean"), strict=True) if at > step]
-    trend = _trend(since)
-    return trend.last > trend.first
+    return _trend([values for at, values in zip(run.steps, _rewards(run), strict=True) if at > step]).change == "rose"
 
 
-def _trend(values: Sequence[float]) -> RewardVerdict:
-    known = [value for value in values if math.isfinite(value)]
-    size = min(TREND_STEPS, (len(known) + 1) // 2)
+def _rewards(run: RunFiles) -> list[Step]:
+    return list(zip(run.series("reward/mean"), run.series("reward/mean_se"), strict=True))
+
+
+def _trend(steps: Sequence[Step]) -> RewardVerdict:
+    """Is the mean of the last steps above that of the first by more than their noise? The standard error of a mean over steps
+    is made of the steps' own, which are over groups: a step's groups are other prompts than another's."""
+    known = [step for step in steps if math.isfinite(step[0])]
+    size = min(TREND_STEPS, len(known) // 2) or len(known)
     if not size:
         return RewardVerdict(0, math.nan, math.nan, 0)
-    return RewardVerdict(len(known), sum(known[:size]) / size, sum(known[-size:]) / size, size)
+    (first, before), (last, after) = _mean(known[:size]), _mean(known[-size:])
+    rose, fell = last - after > first + before, last + after < first - before  # False where an error is not known
+    change = "rose" if rose else "fell" if fell else "unclear"
+    return RewardVerdict(len(known), first, last, size, before, after, change)
+
+
+def _mean(steps: Sequence[Step]) -> Step:
+    """Mean and NUM_ERRORS standard errors of it."""
+    means, errors = zip(*steps, strict=True)
+    return sum(means) / len(steps), NUM_ERRORS * math.sqrt(sum(error**2 for error in errors)) / len(steps)

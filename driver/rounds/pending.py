@@ -7,7 +7,6 @@ found, also what the killed run had settled there and no checkpoint knows of. Fi
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import write_whole
+from common.json_text import json_text
 from common.judge import PairItem
 from common.ratings import RateItem
 from common.types import Message
@@ -63,7 +63,7 @@ class PendingProposals:
             "fit_ratings": [asdict(item) for item in proposal.fit_ratings],
             "evidence_ratings": [asdict(item) for item in proposal.evidence_ratings],
         }
-        write_whole(self._path(pending.moment), json.dumps(values))
+        write_whole(self._path(pending.moment), json_text(values))
         return pending
 
     def settle(self, pending: Pending, moment: int) -> None:

@@ -11,7 +11,6 @@ version serves, and a version directory that none names is replaced.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from pathlib import Path
 from common.config.config import Config
 from common.data.label_sources import LabelFiles
 from common.files import commit, write_whole
+from common.json_text import json_text
 from common.queue.address import QueueAddress
 from driver.cluster.cluster import Cluster
 from driver.record.progress import say
@@ -140,7 +140,7 @@ class RewardModels:
             "numbers": decision.numbers,
             "adaptation": asdict(self._config.adaptation),
         }
-        return json.dumps(values, indent=1)
+        return json_text(values, indent=1)
 
     def _revision(self) -> str | None:
         """Pinned for a Hub id; a directory has none."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.data.data import Demonstration, PreferencePair, PromptRow, read_pairs, to_fields, write_jsonl
+from common.json_text import json_text
 
 MANIFEST = "manifest.json"
 
@@ -85,7 +86,7 @@ def _recipe(sources: Sources, seed: int) -> dict[str, object]:
 def _write_manifest(out: Path, recipe: dict[str, object]) -> None:
     files = {path.relative_to(out).as_posix(): _hash(path) for path in sorted(out.rglob("*")) if path.is_file()}
     partial = out / f"{MANIFEST}.partial"
-    partial.write_text(json.dumps({**recipe, "files": files}, indent=2) + "\n")
+    partial.write_text(json_text({**recipe, "files": files}, indent=2) + "\n")
     partial.rename(out / MANIFEST)
     print(f"wrote {out / MANIFEST} ({len(files)} files listed)")
 

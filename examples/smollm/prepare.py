@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from common.data.data import PreferencePair, to_fields, write_jsonl
+from common.json_text import json_text
 from examples.smollm.people import FILE, QUESTIONS
 from examples.smollm.prompts import prompt_rows
 
@@ -135,7 +136,7 @@ def _listed(out: Path) -> Iterator[Path]:
 def _write_manifest(out: Path, recipe: dict[str, object]) -> None:
     files = {path.relative_to(out).as_posix(): _hash(path) for path in _listed(out)}
     partial = out / f"{MANIFEST}.partial"
-    partial.write_text(json.dumps({**recipe, "files": files}, indent=2) + "\n")
+    partial.write_text(json_text({**recipe, "files": files}, indent=2) + "\n")
     partial.rename(out / MANIFEST)
     print(f"wrote {out / MANIFEST} ({len(files)} files listed)")
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.types import Reward, Rollout, ScoredGroup
 
@@ -27,6 +28,7 @@ def group_metrics(
     mixed = [len(rollout.version_spans) > 1 for rollout in rollouts]
     return {
         "reward/mean": float(values.mean()),
+        **_standard_error(values.mean(axis=1)),
         "reward/group_std": float(values.std(axis=1).mean()),
         "reward/no_spread_frac": float((np.ptp(values, axis=1) <= SAME_REWARD).mean()),
         "reward/gated_score": float((scores * gates).sum(-1).mean()),
@@ -41,6 +43,12 @@ def group_metrics(
         "rm/version": float(max(versions)),  # the newest, where a switch was in the middle of the step
         "rm/versions": float(len(versions)),
     }
+
+
+def _standard_error(means: NDArray[np.float64]) -> dict[str, float]:
+    """Of the mean reward, over the groups [n] of the step: prompts differ, and responses to one prompt are alike. Nothing for
+    one group alone."""
+    return {"reward/mean_se": float(means.std(ddof=1) / np.sqrt(len(means)))} if len(means) > 1 else {}
 
 
 def check_staleness(groups: Sequence[ScoredGroup], policy_version: int, max_staleness: int) -> None:

@@ -9,7 +9,6 @@ learner/worker.py; every rank runs it, and rank 0 writes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +17,10 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from common.chance import chance_warnings
 from common.config.config import Config, RewardTrainingConfig
 from common.data.label_sources import LabelFiles
+from common.json_text import json_text
 from learner.policy.source import revision_of, tokenizer_of
 from learner.ranks.progress import Report
 from learner.reward_model import baseline, calibration, held_out, length_bias
@@ -62,8 +63,9 @@ class RewardStage:
         del model  # two models need not fit at once
         if plain is not None:
             record["report"] |= self._plain(policy, *sides, tokenizer, plain)
+        record["chance_warnings"] = chance_warnings(record["report"])
         if self._rank == 0:
-            (Path(directory) / "report.json").write_text(json.dumps(record, indent=1))
+            (Path(directory) / "report.json").write_text(json_text(record, indent=1))
         return record["report"]
 
     # ---- the gated model ----------------------------------------------------------------------------------------------

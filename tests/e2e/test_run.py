@@ -14,6 +14,7 @@ from common.config.file import load_config
 from common.metrics import read_rows, step_names
 from rewarder.model import GatedRewardModel
 from tests.e2e.conftest import FIRST, Launch
+from tests.finished_run import problems_of
 from tests.launched import timeless
 
 OBJECTIVES = ["correct", "cover", "polite", "brief", "safe", "fluent", "verbose"]
@@ -58,6 +59,7 @@ def test_the_run_directory_is_whole(first: Path) -> None:
     table = json.loads((first / "evaluation.json").read_text())
     assert [row["policy"] for row in table] == ["SFT policy", "iteration 1", "iteration 2", "ideal answer"]
     assert table[-1]["gold"] > 0.95
+    assert problems_of(first) == [], "every JSON file of the run is JSON"
     names = ["config.yaml", "environment.json", "samples.jsonl", "report.html"]
     names += [
         f"export/{model}/{name}" for model in ("policy", "reward_model") for name in ("model.safetensors", "README.md")

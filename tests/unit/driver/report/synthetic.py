@@ -20,6 +20,7 @@ ITERATIONS, STEPS = 2, 6
 def step_values(step: int) -> dict[str, Any]:
     return {
         "reward/mean": -1.0 + 0.05 * step,
+        "reward/mean_se": 0.02,
         "reward/gated_score": 2.0 + 0.1 * step,
         "reward/group_std": 0.3,
         "reward/all_good": 0.2,

@@ -21,6 +21,7 @@ from driver.report.page import write_report
 from driver.report.read import read_run
 from driver.report.records import Interval
 from driver.report.samples import spread
+from driver.report.verdict import verdict
 from tests.unit.driver.report.synthetic import (
     ITERATIONS,
     OBJECTIVES,
@@ -208,12 +209,49 @@ def test_metrics_are_needed(tmp_path: Path) -> None:
         write_report(tmp_path, OBJECTIVES)
 
 
+@pytest.mark.parametrize(
+    ("rewards", "errors", "change"),
+    [
+        ([-1.0, -0.9], [0.02, 0.02], "rose"),
+        ([-1.0, -0.9], [0.03, 0.03], "unclear"),
+        ([-0.9, -1.0], [0.02, 0.02], "fell"),
+        ([-1.0, 1.0], [None, None], "unclear"),
+        ([-1.0, 5.0, -0.9], [0.02, 0.02, 0.02], "rose"),
+        ([-1.0] * 5 + [-0.95] * 5, [0.02] * 10, "rose"),
+        ([-1.0] * 5 + [-0.95] * 5, [0.03] * 10, "unclear"),
+    ],
+)
+def test_a_rise_is_one_only_outside_its_noise(
+    tmp_path: Path, rewards: list[float], errors: list[float | None], change: str
+) -> None:
+    """Means of the first and last steps with two standard errors over groups: a rise only where these do not overlap."""
+    log = StepLog(tmp_path / "metrics.jsonl")
+    for step, (reward, error) in enumerate(zip(rewards, errors, strict=True), 1):
+        log.write(step, {"reward/mean": reward, "reward/mean_se": error})
+    found = verdict(read_run(tmp_path, OBJECTIVES)).reward
+    assert found.change == change and found.size == min(5, len(rewards) // 2)
+    if errors[0] is not None:
+        assert found.first_error == pytest.approx(2 * errors[0] / math.sqrt(found.size))
+
+
+def test_a_reward_model_that_may_be_chance_is_warned_of(run: Path) -> None:
+    assert "Warning:" not in report(run)
+    record = json.loads((run / "rm" / "version_0" / "report.json").read_text())
+    head = {"rm/pair_accuracy_preference_head": 0.55, "rm/held_out_preference_pairs": 40.0}
+    head |= {"rm/pair_accuracy_preference_head_low": 0.4, "rm/pair_accuracy_preference_head_high": 0.69}
+    record["report"] |= head
+    write_json(run / "rm" / "version_0" / "report.json", record)
+    page = unescape(report(run))
+    assert "the head of rewarder.preference orders 0.550 [0.400, 0.690] of 40 held-out pairs" in page
+    assert page.count("Warning:") == 1
+
+
 @pytest.mark.parametrize("steps", [0, 1, 2])
 def test_short_runs(run: Path, steps: int) -> None:
     (run / "metrics.jsonl").unlink()
     write_metrics(run, steps)
     (run / "evaluation.json").unlink()
-    expected = ("No step has been trained", "one step shows no trend", "The reward rose")[steps]
+    expected = ("No step has been trained", "one step shows no trend", "No rise of the reward is shown")[steps]
     page = report(run)
     parse(page)
     assert expected in verdict_of(page)

@@ -70,6 +70,7 @@ def test_group_metrics_by_hand() -> None:
     metrics = group_metrics([scored(0, [1.0, 3.0], version=3), scored(1, [2.0, 2.0], version=4)], ["good"], ["all"], 4)
     assert metrics["reward/mean"] == 2.0
     assert metrics["reward/group_std"] == 0.5
+    assert metrics["reward/mean_se"] == 0.0, "both groups have the same mean"
     assert metrics["reward/no_spread_frac"] == 0.5
     assert metrics["reward/good"] == metrics["reward/term/all"] == 2.0
     assert metrics["gate/good"] == 1.0
@@ -77,6 +78,12 @@ def test_group_metrics_by_hand() -> None:
     assert metrics["rollout/truncated_frac"] == 0.5
     assert (metrics["staleness/mean"], metrics["staleness/max"]) == (0.5, 1.0)
     assert metrics["rollout/mixed_versions_frac"] == 0.0
+
+
+def test_the_standard_error_is_over_groups() -> None:
+    metrics = group_metrics([scored(0, [1.0, 3.0]), scored(1, [4.0, 6.0]), scored(2, [5.0, 7.0])], ["good"], ["all"], 3)
+    assert metrics["reward/mean_se"] == pytest.approx(np.std([2.0, 5.0, 6.0], ddof=1) / np.sqrt(3))
+    assert "reward/mean_se" not in group_metrics([scored(0, [1.0, 3.0])], ["good"], ["all"], 3), "null on the step line"
 
 
 def test_a_step_in_which_the_reward_model_switched_says_so() -> None:

@@ -4,6 +4,7 @@ stage collect made, and what is read where a model has eos as its pad token."""
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +18,14 @@ from common.config.file import BASE, load_config
 from common.data.data import PreferencePair, RatedResponse, to_fields, write_jsonl
 from common.data.label_sources import LabelFiles
 from common.types import Message
+from driver.report.measures import chance_lines
 from learner.reward_model import data as reward_data
 from learner.reward_model.heads import fit_preference_head
 from learner.reward_model.training import STATES, Features, extract_features
 from learner.worker import LearnerWorker
 from rewarder.model import GatedRewardModel
 from rewarder.scoring import pad_conversations, render
+from tests.finished_run import problems_of
 from tests.integration.models import WORDS, tiny_policy
 
 OBJECTIVES = ["rated", "liked"]
@@ -171,3 +174,26 @@ def test_the_state_is_that_of_the_last_real_token_where_pad_is_eos(world: Path, 
             torch.testing.assert_close(together.response_state[row], hidden[-1], atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(together.prompt_state[row], hidden[item.prompt_end], atol=1e-5, rtol=1e-5)
     assert bool(pad_conversations(found).attention_mask.sum(1).eq(torch.tensor([len(f.ids) for f in found])).all())
+
+
+def test_labels_that_say_nothing_are_warned_of_and_report_json_is_json(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pairs by a coin: their head is chance, which report.json says; what was not rated has no R2, which is null there."""
+    rng, rows = (
+        np.random.default_rng(0),
+        [json.loads(line) for line in (world / "pairs.jsonl").read_text().splitlines()],
+    )
+    for row in rows:
+        if rng.random() < 0.5:
+            row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+    write_jsonl(tmp_path / "coin.jsonl", rows)
+    files = replace(files_of(world), pairs=str(tmp_path / "coin.jsonl"))
+    pairs_only = "aggregation.kind=final_score", "aggregation.groups={}"
+    report = worker_of(monkeypatch, *pairs_only).reward_model(str(world / "policy"), files, str(tmp_path / "rm"))
+    assert report["rm/pair_accuracy_preference_head_low"] < 0.5
+    assert problems_of(tmp_path) == []
+    record = json.loads((tmp_path / "rm" / "report.json").read_text())
+    assert math.isnan(report["rm/r2/liked"]) and record["report"]["rm/r2/liked"] is None
+    assert any("the head of rewarder.preference orders" in line for line in record["chance_warnings"])
+    assert chance_lines(record["report"])[1].startswith("  !!! WARNING: ")

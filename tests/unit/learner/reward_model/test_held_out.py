@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from common.metrics import StepLog
 from common.types import Message
-from driver.report.measures import format_accuracy, summary_without_judge
+from driver.report.measures import chance_lines, format_accuracy, summary_without_judge
 from learner.reward_model.data import Pair, PromptSet
 from learner.reward_model.held_out import _r2, is_constant, length_accuracy, wilson_interval
 from rewarder.scoring import Rendered
@@ -66,7 +66,7 @@ def test_the_accuracy_stands_beside_its_baselines() -> None:
 
 
 def test_a_run_without_a_judge_has_a_summary(tmp_path: Path) -> None:
-    assert summary_without_judge(tmp_path) == []
+    assert summary_without_judge(tmp_path) == [] and len(chance_lines(REPORT)) == 3
     (tmp_path / "rm" / "version_0").mkdir(parents=True)
     (tmp_path / "rm" / "version_0" / "report.json").write_text(json.dumps({"report": REPORT}))
     log = StepLog(tmp_path / "metrics.jsonl")
@@ -75,6 +75,7 @@ def test_a_run_without_a_judge_has_a_summary(tmp_path: Path) -> None:
         log.write(step, {"reward/mean": -step, "policy/kl_sequence": step / 10, "rollout/response_tokens": 20 + step})
     assert summary_without_judge(tmp_path) == [
         f"reward model: {SAID}",
+        *chance_lines(REPORT),  # its interval begins at 0.5
         "reward: -1.000 at step 1, -2.000 at step 2 (log-probability)",
         "KL to the SFT policy: 0.100 at step 1, 0.200 at step 2 (nats per response)",
         "response length: 21.000 at step 1, 22.000 at step 2 (tokens)",
