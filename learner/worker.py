@@ -33,7 +33,7 @@ from learner.policy import sft
 from learner.policy.file_layout import check_publishable, kept_tensors, published_shards
 from learner.policy.source import revision_of, tokenizer_of
 from learner.policy.step_metrics import check_staleness, explained_sample, group_metrics
-from learner.policy.train import PolicyStep
+from learner.policy.train import BadBatch, PolicyStep
 from learner.policy.transform_metrics import transform_metrics
 from learner.policy.weights import probe_logprobs
 from learner.ranks.engine import Engine, freeze, init_process_group
@@ -56,10 +56,13 @@ class BatchStatus:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did: metrics for the step line, explained samples."""
+    """What one step did: metrics for the step line, explained samples. Where `refused` has a reason there was no step: the
+    policy is what it was, and the slots are dropped with that reason."""
 
     metrics: dict[str, float]
     samples: list[dict[str, object]]
+    refused: str = ""
+    slots: tuple[int, ...] = ()
 
 
 class LearnerWorker(Watched):
@@ -150,8 +153,18 @@ class LearnerWorker(Watched):
         return BatchStatus(self._assembler.ready(), self._ledger.next_slot, dict(self._ledger.dropped))
 
     def train(self, step: int) -> StepResult:
-        """Trains on the next groups_per_step groups in slot order; the policy is then version `step`."""
-        return self.train_groups(step, self._assembler.take(step))
+        """Trains on the next groups_per_step groups in slot order; the policy is then version `step`. With learner.on_bad_batch
+        skip a batch that cannot be trained on is written off."""
+        groups = self._assembler.take(step)
+        try:
+            return self.train_groups(step, groups)
+        except BadBatch as error:  # on every rank the same: it is found in sums over all of them
+            if self._learner.on_bad_batch == "stop":
+                raise
+            self._engine.value.forget_gradient()
+            slots = tuple(group.group.slot for group in groups)
+            self._ledger.write_off(slots, step, f"step {step}: {error}")
+            return StepResult({}, [], f"step {step}: {error}", slots)
 
     def train_groups(self, step: int, groups: Sequence[ScoredGroup]) -> StepResult:
         """Trains on these groups; the policy is then version `step`."""

@@ -48,6 +48,11 @@ def _wrong_steps(config: Config) -> list[str]:
     found, learner = [], config.learner
     if config.actors.top_p < 1:
         found.append("actors.top_p is below 1, but the learner's log-probs are over all tokens; set actors.top_p: 1")
+    if learner.on_bad_batch == "skip" and learner.num_updates > 1:
+        found.append(
+            f"learner.on_bad_batch is skip with learner.num_updates {learner.num_updates}; the earlier updates of a bad step "
+            "cannot be taken back: set learner.on_bad_batch: stop, or learner.num_updates: 1"
+        )
     if learner.num_updates > learner.groups_per_step:
         found.append("learner.num_updates is above learner.groups_per_step; every update needs at least one group")
     if learner.groups_per_step % learner.ranks:

@@ -199,6 +199,12 @@ class PreferencesConfig:
 
 
 @dataclass(frozen=True)
+class LimitsConfig:
+    kl_ref: float | None = field(metadata=number(0, 10**6, "nats", above=True))
+    ratio: float | None = field(metadata=number(1, 10**6, above=True))
+
+
+@dataclass(frozen=True)
 class LearnerConfig:
     ranks: int = field(metadata=number(1, 10**4))
     gpus: float = field(metadata=number(0, 64, "GPUs"))
@@ -219,6 +225,8 @@ class LearnerConfig:
     importance_cap: float | None = field(metadata=number(1, 10**6))
     kl_coef: float = field(metadata=number(0, 1000))
     kl_estimator: str = field(metadata=choice(("k2", "k3")))
+    on_bad_batch: str = field(metadata=choice(("stop", "skip")))
+    limits: LimitsConfig
     sft: SftConfig
     preferences: PreferencesConfig
     reward_model: RewardTrainingConfig

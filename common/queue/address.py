@@ -17,7 +17,8 @@ class QueueAddress:
     run: str
     config: RedisConfig
     incarnation: int
+    vocab_size: int | None = None  # of the policy
 
     def connect(self) -> Queue:
         """A queue with a connection of its own."""
-        return Queue(self.url, self.password, self.run, self.config, self.incarnation)
+        return Queue(self.url, self.password, self.run, self.config, self.incarnation, vocab_size=self.vocab_size)

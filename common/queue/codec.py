@@ -38,6 +38,7 @@ SCHEMA = 1
 MAX_BYTES = 64 * 2**20
 MAX_ITEMS = 65_536  # rollouts, messages, meta entries or version spans in one record
 MAX_INT = 2**63 - 1
+ROUNDING = 1e-3  # of a log-probability: a softmax in float32 may end above 1 by as little as 1e-6
 
 _MAGIC = b"ir"
 _HEADER = struct.Struct("<2sHBI")
@@ -74,21 +75,25 @@ def encode(record: RolloutGroup | ScoredRecord, max_bytes: int = MAX_BYTES) -> b
     return data
 
 
-def decode_group(data: bytes, name: str = "record", max_bytes: int = MAX_BYTES) -> RolloutGroup:
-    """The RolloutGroup in `data`; `name` (a stream entry) goes into the message of DecodeError."""
+def decode_group(
+    data: bytes, name: str = "record", max_bytes: int = MAX_BYTES, vocab_size: int = MAX_INT
+) -> RolloutGroup:
+    """The RolloutGroup in `data`; `name` (a stream entry) goes into the message of DecodeError. Ids are below vocab_size."""
     with _named(name):
         kind, body = _open(data, max_bytes, (_GROUP,))
-        reader = _Reader(body)
+        reader = _Reader(body, vocab_size)
         group = _read_group(reader)
         reader.end(_KINDS[kind])
         return group
 
 
-def decode_scored(data: bytes, name: str = "record", max_bytes: int = MAX_BYTES) -> ScoredRecord:
-    """The ScoredGroup or SlotDropped in `data`; `name` goes into the message of DecodeError."""
+def decode_scored(
+    data: bytes, name: str = "record", max_bytes: int = MAX_BYTES, vocab_size: int = MAX_INT
+) -> ScoredRecord:
+    """The ScoredGroup or SlotDropped in `data`; `name` goes into the message of DecodeError. Ids are below vocab_size."""
     with _named(name):
         kind, body = _open(data, max_bytes, (_SCORED, _DROPPED))
-        reader = _Reader(body)
+        reader = _Reader(body, vocab_size)
         record = _read_scored(reader) if kind == _SCORED else _read_dropped(reader)
         reader.end(_KINDS[kind])
         return record
@@ -182,9 +187,9 @@ def _array(array: NDArray[Any], code: int, name: str) -> msgpack.ExtType:
 class _Reader:
     """Reads one body in order. Containers are entered only by `array`; anywhere else msgpack refuses them."""
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes, vocab_size: int) -> None:
         size = len(body)
-        self._size = size
+        self._size, self._vocab_size = size, vocab_size
         self._unpacker = msgpack.Unpacker(
             max_buffer_size=size,
             max_array_len=0,
@@ -227,6 +232,10 @@ class _Reader:
         vector = self._vector(name, 1)
         if vector.size and int(vector.min()) < 0:
             raise ValueError(f"{name} holds {int(vector.min())}, wanted token ids from 0")
+        if vector.size and int(vector.max()) >= self._vocab_size:
+            raise ValueError(
+                f"{name} holds {int(vector.max())}, wanted token ids below {self._vocab_size}, the vocabulary"
+            )
         return vector
 
     def floats(self, name: str) -> FloatArray:
@@ -234,6 +243,12 @@ class _Reader:
         if not np.isfinite(vector).all():
             at = int(np.flatnonzero(~np.isfinite(vector))[0])
             raise ValueError(f"{name}[{at}] is {vector[at]}, wanted finite values")
+        return vector
+
+    def logprobs(self, name: str) -> FloatArray:
+        vector = self.floats(name)
+        if vector.size and float(vector.max()) > ROUNDING:
+            raise ValueError(f"{name} holds {float(vector.max()):g}, wanted log-probabilities, which are at most 0")
         return vector
 
     def end(self, name: str) -> None:
@@ -285,7 +300,7 @@ def _read_pair(reader: _Reader) -> tuple[str, str]:
 def _read_rollout(reader: _Reader) -> Rollout:
     reader.array("rollout", 5)
     response = reader.text("response")
-    token_ids, logprobs = reader.tokens("token_ids"), reader.floats("rollout_logprobs")
+    token_ids, logprobs = reader.tokens("token_ids"), reader.logprobs("rollout_logprobs")
     finish = reader.text("finish_reason")
     if finish not in _FINISH:
         raise ValueError(f"finish_reason is {_show(finish)}, wanted stop or length")

@@ -65,6 +65,16 @@ class Ledger:
         self.dropped[slot] = reason
         self._advance()
 
+    def write_off(self, slots: Iterable[int], step: int, reason: str) -> None:
+        """Makes slots that were trained at `step` dropped ones: the step did not come about. Raises LedgerError for others."""
+        for slot in slots:
+            if self.trained.get(slot) != step:
+                raise LedgerError(
+                    f"slot {slot} was not trained at step {step}; only what a step took can be written off"
+                )
+            del self.trained[slot]
+            self.dropped[slot] = reason
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe and compact: trained as [step, first, last] ranges, dropped as [slot, reason] pairs."""
         return {

@@ -20,7 +20,7 @@ from typing import Any
 
 from common.config.config import RedisConfig
 from common.queue import scripts
-from common.queue.codec import DecodeError, decode_group, decode_scored, encode
+from common.queue.codec import MAX_INT, DecodeError, decode_group, decode_scored, encode
 from common.queue.items import Caller, DeadLetter, Entry, RolloutItem, SettledLetter, WorkItem
 from common.queue.redis_link import Fenced, Link, QueueError, QueueFull, QueueRegression
 from common.queue.redis_server import EmbeddedRedis, ServerError
@@ -50,7 +50,8 @@ class Queue:
     """One process's door to the run's queue. Building it does no I/O; `check()` does.
 
     incarnation: what the driver's `begin` returned. Every change by an older incarnation raises Fenced.
-    retry_s bounds how long a call waits for a server that is away; QueueError after that.
+    retry_s bounds how long a call waits for a server that is away; QueueError after that. A record with a token id from
+    vocab_size up is one that cannot be read.
     """
 
     def __init__(
@@ -61,9 +62,10 @@ class Queue:
         config: RedisConfig,
         incarnation: int = 0,
         retry_s: float = 20.0,
+        vocab_size: int | None = None,
     ) -> None:
         self.run, self.incarnation = run, incarnation
-        self._config = config
+        self._config, self._vocab_size = config, MAX_INT if vocab_size is None else vocab_size
         self._max_bytes = int(config.max_record_mib * 2**20)
         self._keys = [f"{{{run}}}:{name}" for name in KEYS]
         self._key: dict[str, str] = dict(zip(KEYS, self._keys, strict=True))
@@ -85,6 +87,11 @@ class Queue:
         """Forgets everything that was not yet scored. On resume, after `begin` and before workers get its number. Attempts are
         forgotten too, unless `blame` was called: a driver that was killed is no slot's fault."""
         self._script(scripts.RESET, *sorted(self._slots("scored")))
+
+    def write_off(self, slots: Sequence[int], reason: str) -> int:
+        """Puts a drop in the place of these slots' scored records, for good: a later run meets the drop, and not the groups."""
+        pairs = [part for slot in slots for part in (slot, encode(SlotDropped(slot, reason)))]
+        return int(self._script(scripts.WRITE_OFF, _bytes(reason), *pairs))
 
     def blame(self) -> None:
         """Says that a role died at work: the attempts that are started and not finished count after the next reset, so that a
@@ -275,7 +282,7 @@ class Queue:
             return None
         name = f"rollouts/{entry.entry_id}"
         try:
-            group = decode_group(data, name, self._max_bytes)
+            group = decode_group(data, name, self._max_bytes, self._vocab_size)
             _check_slot(name, group.slot, entry.slot)
         except DecodeError as error:  # a named boundary: what cannot be read ends here, with its reason
             self._drop("rollouts", entry.entry_id, entry.slot, str(error), data)
@@ -285,7 +292,7 @@ class Queue:
     def _decode_scored(self, entry_id: str, fields: dict[bytes, bytes]) -> tuple[str, ScoredRecord]:
         name, slot, data = f"scored/{entry_id}", int(fields[b"slot"]), fields.get(b"data", b"")
         try:
-            record = decode_scored(data, name, self._max_bytes)
+            record = decode_scored(data, name, self._max_bytes, self._vocab_size)
             _check_slot(name, record.slot if isinstance(record, SlotDropped) else record.group.slot, slot)
         except DecodeError as error:  # the same boundary
             self._script(scripts.BAD_SCORED, entry_id, slot, _bytes(str(error)), data)

@@ -174,6 +174,34 @@ return 1
 """
 )
 
+# reason, (slot, encoded SlotDropped) ... -> how many scored groups became drops. They stay drops whatever is read again.
+WRITE_OFF = once(
+    """
+local reason, record_of, count, from = ARGV[2], {}, 0, '-'
+for i = 3, #ARGV, 2 do
+  if redis.call('HEXISTS', META, 'off:' .. ARGV[i]) == 0 then record_of[ARGV[i]] = ARGV[i + 1] end
+end
+local found = {}
+while true do
+  local page = redis.call('XRANGE', SCORED, from, '+', 'COUNT', 16)
+  if #page == 0 then break end
+  for _, entry in ipairs(page) do
+    if record_of[entry[2][2]] then found[#found + 1] = {entry[1], entry[2][2]} end
+  end
+  from = '(' .. page[#page][1]
+end
+for _, entry in ipairs(found) do
+  local id, slot = entry[1], entry[2]
+  redis.call('XADD', DEAD, '*', 'slot', slot, 'reason', reason, 'stage', 'learner', 'data', '')
+  redis.call('XADD', SCORED, '*', 'slot', slot, 'data', record_of[slot])
+  redis.call('HSET', META, 'off:' .. slot, 1)
+  redis.call('XDEL', SCORED, id)
+  count = count + 1
+end
+return count, count > 0
+"""
+)
+
 # cursor -> how many entries before it were deleted; their slots are ended from now on
 TRIM = once(
     """
@@ -186,7 +214,7 @@ while true do
   for _, entry in ipairs(page) do
     redis.call('SADD', ENDED, entry[2][2])
     redis.call('HDEL', SEEN, entry[2][2])
-    redis.call('HDEL', META, 'bad:' .. entry[1])
+    redis.call('HDEL', META, 'bad:' .. entry[1], 'off:' .. entry[2][2])
   end
   from = '(' .. page[#page][1]
 end
@@ -226,12 +254,12 @@ return 1, true
 """
 )
 
-# cursor -> how many scored records after it were forgotten
+# cursor -> how many scored records after it were forgotten; what was written off is never sampled again
 FORGET_AFTER = once(
     """
 local count = 0
 for _, entry in ipairs(redis.call('XRANGE', SCORED, '(' .. ARGV[2], '+')) do
-  count = count + redis.call('XDEL', SCORED, entry[1])
+  if redis.call('HEXISTS', META, 'off:' .. entry[2][2]) == 0 then count = count + redis.call('XDEL', SCORED, entry[1]) end
 end
 return count, count > 0
 """

@@ -17,6 +17,7 @@ from common.config.config import Config
 from common.config.stages import roles_needed
 from common.data.data import read_prompts
 from common.data.label_sources import LabelFiles, label_files
+from common.model_size import shape_of
 from common.models import absolute, local_directory
 from common.queue.address import QueueAddress
 from common.queue.queue import Queue
@@ -132,7 +133,8 @@ class Run:
             # and float arithmetic depends on the batch. With overlap nothing is bit-identical, so what is scored is used.
             queue.forget_scored_after(checkpoint.read_json(newest / "learner.json")["ledger"]["cursor"])
         queue.reset_in_flight()
-        return queue, QueueAddress(url, password, name, config.redis, incarnation)
+        shape = shape_of(self.anchor_directory)
+        return queue, QueueAddress(url, password, name, config.redis, incarnation, shape and shape.vocab)
 
     def collected(self, name: str) -> Path:
         """The file that stage collect writes: ratings or preferences."""

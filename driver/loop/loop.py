@@ -35,6 +35,7 @@ from driver.record.progress import StepClock, say
 from driver.rounds.drift import DriftWatch
 from driver.rounds.reward_models import RewardModels
 from driver.rounds.when import RoundTimes
+from learner.worker import StepResult
 
 COLLECT_S = 1.0
 HEALTH_EVERY_S = 5.0
@@ -119,10 +120,7 @@ class Loop:
 
     def _step(self) -> None:
         state, clock = self._state, StepClock()
-        self._await_batch()
-        clock.ends("wait")
-        result = self._cluster.learners.train(state.step + 1)
-        clock.ends("train")
+        result = self._train(clock)
         state.step += 1
         status = self._cluster.learners.status()
         sync = self._publisher.policy(state.step)
@@ -142,6 +140,19 @@ class Loop:
         if state.step % self._config.checkpoint.every_steps == 0 and not self._is_last_of_iteration:
             # A checkpoint follows its line: a resume removes lines that are ahead, and cannot make one that is missing.
             self._checkpoints.save(state)
+
+    def _train(self, clock: StepClock) -> StepResult:
+        """Trains the next step. Groups that the learner refuses are written off, and later slots take their place."""
+        while True:
+            self._await_batch()
+            clock.ends("wait")
+            result = self._cluster.learners.train(self._state.step + 1)
+            clock.ends("train")
+            if not result.refused:
+                return result
+            self._queue.write_off(result.slots, result.refused)
+            say(f"warning: {len(result.slots)} groups are written off: {result.refused}")
+            self._window.note_drops(self._cluster.learners.status().dropped)
 
     def _write_line(
         self, metrics: dict[str, Any], samples: list[dict[str, object]], sync: Published, clock: StepClock

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.config.config import LearnerConfig
+from common.config.config import LearnerConfig, LimitsConfig
 from common.types import ScoredGroup
 from learner.policy.advantages import group_advantages
 from learner.policy.statistics import TokenSums, TokenValues, add_sums, policy_metrics, token_sums
@@ -28,8 +28,9 @@ from learner.ranks.logprobs import token_entropy, token_logprobs
 from learner.ranks.losses import clipped_policy_loss, importance_weights, kl_penalty, masked_mean
 
 
-class NonFiniteLoss(RuntimeError):
-    """The step's loss or gradient is not a number; the run must go on from its last checkpoint."""
+class BadBatch(RuntimeError):
+    """The step's loss or gradient is not a number, or beyond a limit of learner.limits. The update that it names changed no
+    weight; those of earlier updates of the step stay."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,14 @@ class PolicyStep:
 
     def run(self, groups: Sequence[ScoredGroup], updates_done: int) -> dict[str, float]:
         """Runs num_updates optimizer updates on the groups; returns policy/* metrics over all ranks. updates_done counts the
-        updates of earlier steps, for the warm-up. Raises NonFiniteLoss."""
+        updates of earlier steps, for the warm-up. Raises BadBatch."""
         parts = _mini_batches(groups, self.config, self.rank)
         starts = self._start_logprobs(parts)
         sums: TokenSums = {}
         grad_norms: list[float] = []
         for update, (part, start) in enumerate(zip(parts, starts, strict=True), updates_done):
             sums = add_sums(sums, self._accumulate(part, start))
-            _check_finite(sums, update)
+            _check(sums, update, self.config.limits)
             grad_norms.append(self._step(update))
         return policy_metrics({name: float(value) for name, value in sums.items()}, grad_norms)
 
@@ -111,14 +112,20 @@ class PolicyStep:
     def _step(self, update: int) -> float:
         grad_norm = self.engine.step(min(1.0, (update + 1) / max(self.config.warmup_steps, 1)))
         if not math.isfinite(grad_norm):
-            raise NonFiniteLoss(f"update {update}: gradient norm {grad_norm}; resume the last checkpoint")
+            raise BadBatch(f"update {update}: the gradient's norm is {grad_norm}")
         return grad_norm
 
 
-def _check_finite(sums: TokenSums, update: int) -> None:
+def _check(sums: TokenSums, update: int, limits: LimitsConfig) -> None:
+    """Raises BadBatch, before the gradient is used, for what no healthy step has. All ranks have the same sums."""
     values = {name: float(value) for name, value in sums.items()}
-    if not all(math.isfinite(value) for value in values.values()):
-        raise NonFiniteLoss(f"update {update}: statistics {values}")
+    if wrong := [name for name, value in values.items() if not math.isfinite(value)]:
+        raise BadBatch(f"update {update}: {', '.join(f'{name} is {values[name]}' for name in wrong)}")
+    tokens = max(values["tokens"], 1.0)
+    for name, most in (("kl_ref", limits.kl_ref), ("ratio", limits.ratio)):
+        if most is not None and values[name] / tokens > most:
+            mean = values[name] / tokens
+            raise BadBatch(f"update {update}: {name} is {mean:.4g} a token on average, learner.limits.{name} {most:g}")
 
 
 def _mini_batches(groups: Sequence[ScoredGroup], config: LearnerConfig, rank: int) -> list[MiniBatch]:

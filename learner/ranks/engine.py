@@ -8,6 +8,7 @@ ZeRO stage 1 up by DeepSpeed's rules); passes may run in bfloat16 autocast. Grad
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from common.config.config import LearnerConfig
 from learner.ranks.perturb import trained_weights
 from learner.ranks.precision import autocasts
+from learner.ranks.states import plain_path, safe_load
 
 TAG = "deepspeed"
 
@@ -66,6 +68,7 @@ class Engine:
         ds_config = _ds_config(config.zero_stage, config.grad_clip if config.zero_stage else 0.0)
         engine, *_ = deepspeed.initialize(model=module.to(device), optimizer=optimizer, config=ds_config)
         self._engine: Any = engine  # DeepSpeed ships no usable types
+        self._engine.checkpoint_engine.load = safe_load(_records())  # its own runs what a file says (0.19)
         self._weights = trained_weights(engine, config.zero_stage)
 
     @property
@@ -87,11 +90,15 @@ class Engine:
         self._engine.backward(loss, scale_wrt_gas=False)
 
     def step(self, scale: float = 1.0) -> float:
-        """Updates the parameters at learning_rate * scale; returns the gradient norm before clipping."""
+        """Updates the parameters at learning_rate * scale; returns the gradient norm before clipping. Where that is not finite,
+        nothing was updated, on no rank, and the gradient is gone."""
         self._check_not_shifted()
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self._learning_rate * scale
-        self._engine.step()
+        try:
+            self._engine.step()
+        except _NotFinite:  # ZeRO 0; above, DeepSpeed's own step leaves the parameters alone
+            self.forget_gradient()
         self._weights.after_step()
         if self._zero_stage > 0:
             self._grad_norm = float(self._engine.get_global_grad_norm() or 0.0)
@@ -101,7 +108,15 @@ class Engine:
         # DeepSpeed reports no gradient norm at stage 0; its gradients are reduced, whole and unclipped when the optimizer
         # steps, so both are done here.
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self._grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._grad_clip or float("inf")))
+        norm = torch.nn.utils.get_total_norm([part.grad for part in parameters if part.grad is not None])
+        self._grad_norm = float(norm)
+        if not math.isfinite(self._grad_norm):
+            raise _NotFinite
+        torch.nn.utils.clip_grads_with_norm_(parameters, self._grad_clip or float("inf"), norm)
+
+    def forget_gradient(self) -> None:
+        """Forgets what `backward` accumulated since the last step. Collective."""
+        self.take_gradient()
 
     def take_gradient(self) -> Tensor:
         """What `backward` accumulated since the last step or take, averaged over ranks, as one flat float32 vector; nothing of
@@ -145,9 +160,11 @@ class Engine:
         self._engine.save_checkpoint(str(directory), tag=TAG, save_latest=False)
 
     def load(self, directory: Path) -> None:
-        """Restores what `save` wrote, at the same number of ranks and ZeRO stage."""
+        """Restores what `save` wrote, at the same number of ranks and ZeRO stage. Raises UnsafeState, before anything is run,
+        where a file holds more than states."""
         self._check_not_shifted()
-        path, _ = self._engine.load_checkpoint(str(directory), tag=TAG)
+        with plain_path(directory) as plain:
+            path, _ = self._engine.load_checkpoint(str(plain), tag=TAG)
         if path is None:
             raise RuntimeError(
                 f"{directory}: DeepSpeed found no checkpoint there; remove the directory and resume again"
@@ -156,6 +173,19 @@ class Engine:
     def free(self) -> None:
         """Gives the optimizer state and hooks back; the module stays."""
         self._engine.destroy()
+
+
+class _NotFinite(Exception):
+    """A gradient that must not reach the parameters."""
+
+
+def _records() -> list[type]:
+    """The classes of DeepSpeed's that its files of optimizer state hold: data alone."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [LossScaler, ZeroStageEnum, fragment_address]
 
 
 def freeze(module: nn.Module, zero_stage: int, device: torch.device) -> Callable[..., Any]:

@@ -86,6 +86,7 @@ CASES = {
     "drop": Case("DROP", taken, lambda q, items: q.drop(items[1], "why", b"x")),
     "bad_scored": Case("BAD_SCORED", finished, lambda q, at: bad(q, at[-1])),
     "trim": Case("TRIM", finished, lambda q, at: q.trim_scored(at[2])),
+    "write_off": Case("WRITE_OFF", finished, lambda q, _: q.write_off([0, 1], "not a number")),
     "blame": Case("BLAME", taken, lambda q, _: q.blame()),
     "reset": Case("RESET", lambda q: (taken(q), q.blame()), lambda q, _: q.reset_in_flight()),
     "forget_after": Case("FORGET_AFTER", finished, lambda q, at: q.forget_scored_after(at[0])),

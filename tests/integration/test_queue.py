@@ -329,6 +329,26 @@ def test_a_full_server_refuses_work_and_still_hands_on_and_trims(tmp_path: Path)
     server.stop()
 
 
+def test_what_is_written_off_stays_off_in_every_later_run(queue: Queue) -> None:
+    """A batch that made a gradient infinite: the next run meets drops in its place, whatever of the stream it forgets."""
+    roll_out(queue, 4)
+    score(queue, 4)
+    assert queue.write_off([1, 2], "not a number") == 2
+    assert queue.write_off([1, 2], "not a number") == 0
+    for _ in range(2):
+        queue.begin()
+        queue.forget_scored_after("0-0")
+        queue.reset_in_flight()
+        assert queue.admit(range(4)) == 2, "slots 0 and 3 alone are sampled again"
+        records = [record for _, record in queue.read_scored("0-0", 9, 0)]
+        assert records == [SlotDropped(1, "not a number"), SlotDropped(2, "not a number")]
+    assert [(letter.slot, letter.stage) for letter in queue.dead_letters()] == [(1, "learner"), (2, "learner")]
+    cursor = queue.read_scored("0-0", 9, 0)[1][0]
+    queue.trim_scored(cursor)
+    assert [letter.slot for letter in queue.settled_letters()] == [1]
+    assert queue._link.client.hkeys(queue._key["meta"]) == [b"incarnation", b"off:2", b"floor"]
+
+
 def test_two_runs_of_one_name_leave_each_other_alone(server: EmbeddedRedis, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()

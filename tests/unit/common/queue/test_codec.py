@@ -27,6 +27,7 @@ HEADER = 9
 FINISH: tuple[FinishReason, ...] = ("stop", "length")
 KIND_GROUP, KIND_SCORED = 1, 2
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+logprob = st.floats(max_value=0, width=32, allow_nan=False, allow_infinity=False)
 tokens = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=6)
 
 
@@ -37,7 +38,7 @@ def floats(values: list[float]) -> np.ndarray:
 @st.composite
 def rollouts(draw: st.DrawFn) -> Rollout:
     ids = draw(st.lists(st.integers(0, 2**31 - 1), max_size=6))
-    logprobs = draw(st.lists(finite, min_size=len(ids), max_size=len(ids)))
+    logprobs = draw(st.lists(logprob, min_size=len(ids), max_size=len(ids)))
     starts = sorted({0, *draw(st.lists(st.integers(0, max(len(ids) - 1, 0)), max_size=3))})
     spans = tuple((start, draw(st.integers(0, 2**40))) for start in starts)
     finish: FinishReason = draw(st.sampled_from(FINISH))
@@ -165,6 +166,7 @@ def bodies() -> dict[str, bytes]:
         return msgpack.packb([slot, "p", [], array([1], "<i4", 1), [], [rollout]]) or b""
 
     return {
+        "rollout_logprobs holds 0.25, wanted log-probabilities": group(logprobs=array([-1, 0.25], "<f4", 2)),
         "token_ids holds -1": group(ids=array([1, -1], "<i4", 1)),
         r"rollout_logprobs\[1\] is nan": group(logprobs=array([0, np.nan], "<f4", 2)),
         "rollout_logprobs has 1 values for 2 token_ids": group(logprobs=array([0], "<f4", 2)),
@@ -228,3 +230,12 @@ def test_nonfinite_rewards_are_refused() -> None:
     rewards = tuple(Reward(pair, pair, terms, pair, 0.0) for terms in (pair, bad))
     with pytest.raises(DecodeError, match=r"terms\[1\] is inf"):
         decode_scored(encode(ScoredGroup(a_group(), rewards, 0, "anchor")))
+
+
+def test_token_ids_outside_the_vocabulary_are_refused() -> None:
+    rollout = Rollout("hi", np.array([5, 9], np.int32), floats([-0.5, 1e-6]), "stop", ((0, 4),))
+    sent = encode(RolloutGroup(0, Prompt("p", (), np.array([3], np.int32), {}), (rollout,)))
+    assert decode_group(sent, vocab_size=10).slot == 0, "and a log-probability that a float32 softmax rounds up is one"
+    for size, what in ((9, "token_ids holds 9, wanted token ids below 9"), (3, "prompt token_ids holds 3")):
+        with pytest.raises(DecodeError, match=what):
+            decode_group(sent, vocab_size=size)

@@ -254,3 +254,16 @@ def test_the_saved_form_is_compact() -> None:
         ledger.train(slot, slot // 100)
     assert len(json.dumps(ledger.to_dict())) < 3_000
     assert Ledger.from_dict(ledger.to_dict()).trained == ledger.trained
+
+
+def test_what_a_step_took_can_be_written_off_and_nothing_else() -> None:
+    ledger = Ledger()
+    for slot in range(4):
+        ledger.train(slot, 1)
+    ledger.write_off([0, 2], 1, "not a number")
+    assert ledger.trained == {1: 1, 3: 1} and ledger.dropped == {0: "not a number", 2: "not a number"}
+    assert ledger.audit(4, ()) == [] and ledger.next_slot == 4
+    assert Ledger.from_dict(ledger.to_dict()).dropped == ledger.dropped
+    for slot, step in ((0, 1), (1, 2), (9, 1)):
+        with pytest.raises(LedgerError, match="was not trained at step"):
+            ledger.write_off([slot], step, "why")
