@@ -223,6 +223,17 @@ class Queue:
             )
         return str(server["run_id"])
 
+    def risks(self) -> list[str]:
+        """What of the server's settings could lose records without a word, one line each; [] where nothing could."""
+        found = self._link.call(lambda: self._link.client.info("all"))
+        policy, appends = str(found["maxmemory_policy"]), int(found["aof_enabled"])
+        lines = {
+            f"maxmemory-policy is {policy}: a full server deletes records silently; set it to noeviction": policy
+            != "noeviction",
+            "appendonly is no: a restart of the server loses what is in flight; set it to yes": not appends,
+        }
+        return [line for line, holds in lines.items() if holds]
+
     def close(self) -> None:
         """Closes the connections; a later call opens new ones."""
         self._link.client.close()

@@ -14,12 +14,14 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from common.config.config import ClusterConfig, RedisConfig
 from common.queue.queue import Queue, QueueError
 from driver.preflight.findings import Findings, first_line
 
 TIMEOUT_S = 5.0
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def check_redis(redis: RedisConfig, cluster: ClusterConfig, findings: Findings) -> None:
@@ -32,14 +34,40 @@ def check_redis(redis: RedisConfig, cluster: ClusterConfig, findings: Findings) 
     elif redis.url is None:
         _check_embedded(findings)
     else:
+        password = os.environ.get(redis.password_env)
         try:
-            queue = Queue(redis.url, os.environ.get(redis.password_env), "preflight", redis, retry_s=0)
+            _check_secrecy(redis, password, findings)
+            queue = Queue(redis.url, password, "preflight", redis, retry_s=0)
             queue.check()
+            for risk in queue.risks():
+                findings.note(f"redis.url: {risk}")
             queue.close()
         except ValueError as error:  # redis-py cannot read the url
             findings.problem(f"redis.url cannot be read ({first_line(error)}); wanted redis://host:port/db")
         except QueueError as error:
             findings.problem(f"redis.url: {error} (redis.password_env is {redis.password_env})")
+
+
+def _check_secrecy(redis: RedisConfig, password: str | None, findings: Findings) -> None:
+    """Who can listen to the queue, or write to it. Raises ValueError for a url that cannot be read."""
+    parts = urlsplit(redis.url or "")
+    if parts.scheme not in ("redis", "rediss") or not parts.hostname:
+        return
+    near = parts.hostname in LOOPBACK
+    if parts.password:
+        findings.problem(
+            "redis.url holds a password, which config.yaml and the report would show; take it out and put it into the "
+            f"environment variable {redis.password_env} (redis.password_env)"
+        )
+    elif not password and not near:
+        findings.problem(
+            f"redis.url: {parts.hostname} is asked without a password: whoever reaches it could read and write records. Set "
+            f"one on the server (requirepass, or an ACL user), and the environment variable {redis.password_env}"
+        )
+    if parts.scheme == "redis" and not near:
+        findings.note(
+            f"redis.url: records travel to {parts.hostname} unencrypted; use rediss:// where others share the network"
+        )
 
 
 def check_cluster(cluster: ClusterConfig, findings: Findings) -> tuple[bool, float | None]:

@@ -374,6 +374,17 @@ def test_trimmed_slots_stay_ended_through_a_reset(queue: Queue) -> None:
     assert queue._link.client.hget(queue._key["meta"], "floor") == b"35"
 
 
+def test_a_server_whose_settings_could_lose_records_is_named(server: EmbeddedRedis, queue: Queue) -> None:
+    assert queue.risks() == [], "the embedded server is as it should be"
+    for name, bad, good, said in (
+        ("maxmemory-policy", "allkeys-lru", "noeviction", "is allkeys-lru"),
+        ("appendonly", "no", "yes", "appendonly is no"),
+    ):
+        queue._link.client.config_set(name, bad)
+        assert [said in line for line in queue.risks()] == [True]
+        queue._link.client.config_set(name, good)
+
+
 def test_a_wrong_password_is_named_and_never_shown(server: EmbeddedRedis) -> None:
     for password, words in (("not-the-secret", "refused the password"), (None, "wants a password and none is given")):
         with pytest.raises(QueueError, match=words) as caught:

@@ -214,6 +214,7 @@ class FakeRedis(socketserver.StreamRequestHandler):
     """Answers AUTH, PING, SELECT and INFO as a server with the password "secret" does."""
 
     version, password = "7.2.4", "secret"
+    settings = "maxmemory_policy:noeviction\r\naof_enabled:1\r\n"
 
     def handle(self) -> None:
         allowed = not self.password
@@ -226,7 +227,7 @@ class FakeRedis(socketserver.StreamRequestHandler):
         if not allowed:
             refusal = b"WRONGPASS invalid pair" if command == b"AUTH" else b"NOAUTH Authentication required."
             return b"-" + refusal + b"\r\n"
-        info = f"redis_version:{self.version}\r\nrun_id:0\r\n"
+        info = f"redis_version:{self.version}\r\nrun_id:0\r\n{self.settings}"
         return {b"PING": b"+PONG\r\n", b"INFO": f"${len(info)}\r\n{info}\r\n".encode()}.get(command, b"+OK\r\n")
 
 
@@ -251,6 +252,36 @@ def test_redis_and_its_password(check: Check, redis_port: int, monkeypatch: pyte
     assert check(url).problems == []
     monkeypatch.setattr(FakeRedis, "version", "5.0.7")
     assert "Redis 5.0.7 is too old; wanted 6.2 or later" in only(check(url))
+
+
+def test_a_redis_that_would_lose_or_show_records_is_named(
+    check: Check, redis_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ITER_RLHF_REDIS_PASSWORD", "secret")
+    url = f"redis.url=redis://127.0.0.1:{redis_port}/0"
+    assert not any("redis.url" in line for line in check(url).plan)
+    monkeypatch.setattr(FakeRedis, "settings", "maxmemory_policy:allkeys-lru\r\naof_enabled:0\r\n")
+    said = " ".join(check(url).plan)
+    assert "maxmemory-policy is allkeys-lru" in said and "appendonly is no" in said
+    shown = check(f"redis.url=redis://:hidden@127.0.0.1:{redis_port}/0").problems
+    assert any("holds a password" in line for line in shown) and not any("hidden" in line for line in shown)
+
+
+@pytest.mark.parametrize(
+    ("url", "password", "problem", "note"),
+    [
+        ("redis://far:6379/0", None, "far is asked without a password", "travel to far unencrypted"),
+        ("redis://far:6379/0", "x", "", "travel to far unencrypted"),
+        ("rediss://far:6379/0", "x", "", ""),
+        ("redis://127.0.0.1:6379/0", None, "", ""),
+        ("redis://user:word@far:6379/0", None, "holds a password", "unencrypted"),
+    ],
+)
+def test_who_could_listen_to_the_queue(url: str, password: str | None, problem: str, note: str) -> None:
+    findings, config = Findings(), load_config(BASE, [f"redis.url={url}", "aggregation.kind=final_score"])
+    services._check_secrecy(config.redis, password, findings)
+    assert [problem in line for line in findings.problems] == [True] * bool(problem)
+    assert [note in line for line in findings.notes] == [True] * bool(note)
 
 
 @pytest.mark.parametrize("url", ["localhost:6379", "http://localhost/0", "redis://localhost:port/0", "redis://[x"])
