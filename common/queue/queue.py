@@ -120,7 +120,8 @@ class Queue:
             self._script(scripts.FORGET_DEAD, *(letter.entry_id for letter in letters[at : at + _PAGE]))
 
     def delete_run(self) -> None:
-        """Deletes everything of the run but its incarnation: what an earlier driver left running stays fenced."""
+        """Deletes everything of the run but its incarnation: what an earlier driver left running stays fenced, and what this
+        one has running finds nothing to do."""
         self._script(scripts.DELETE)
 
     # -- actors and rewarders -----------------------------------------------------------------------------------------

@@ -265,13 +265,16 @@ return count, count > 0
 """
 )
 
-# -> nothing is left but the incarnation: a role of an earlier driver stays fenced
+# -> nothing is left but the incarnation, by which a role of an earlier driver stays fenced, and empty streams, at which roles
+# of this one may still be looking
 DELETE = (
     HEAD
+    + GROUPS
     + """
 local incarnation = redis.call('HGET', META, 'incarnation')
 redis.call('DEL', unpack(KEYS))
 if incarnation then redis.call('HSET', META, 'incarnation', incarnation) end
+make_groups()
 return 1
 """
 )

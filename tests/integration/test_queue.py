@@ -329,6 +329,15 @@ def test_a_full_server_refuses_work_and_still_hands_on_and_trims(tmp_path: Path)
     server.stop()
 
 
+def test_roles_of_a_run_that_has_ended_find_nothing_to_do(queue: Queue) -> None:
+    roll_out(queue, 2)
+    score(queue, 1)
+    queue.delete_run()
+    assert queue.take_work("actor", 1, 0.1) == [] and queue.take_rollouts("rewarder", 1, 0.1) == []
+    assert queue.read_scored("0-0", 9, 0) == [] and queue.slots_in_flight() == set()
+    assert queue.depths() == {"work": 0, "rollouts": 0, "scored": 0, "dead": 0}
+
+
 def test_what_is_written_off_stays_off_in_every_later_run(queue: Queue) -> None:
     """A batch that made a gradient infinite: the next run meets drops in its place, whatever of the stream it forgets."""
     roll_out(queue, 4)

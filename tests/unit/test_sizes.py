@@ -8,6 +8,7 @@ LONG = {
     "common/config/config.py": "every key of a config with its unit stands in one place, one dataclass a section",
     "common/queue/codec.py": "a record's writer and reader stand next to each other, for all records of the wire",
     "common/queue/queue.py": "the queue is one class: a method for each command of its protocol, and they share its link",
+    "common/queue/scripts.py": "the queue's protocol can be read in one place, a script for each of its moves",
     "tests/integration/test_queue.py": "one Redis serves all laws of the queue",
     "tests/unit/actors/test_in_flight.py": "one stand-in engine of the in-flight protocol serves all its laws",
     "tests/unit/driver/preflight/test_preflight.py": "one case for each finding of the preflight",
