@@ -7,7 +7,7 @@
 # make benchmarks           what scoring and closed-form heads cost (a quarter of an hour on an idle machine)
 # make sandbox-check         is the sandbox a fit instrument? (half an hour; units that have their row are skipped)
 # make study NAME=...        one study: what is missing is run, two units at once, then tables and plots are written to docs/
-# make studies               all of them
+# make studies               all of the sandbox; NAME=smollm, of the real model, takes hours (docs/smollm.md)
 # make setup / setup-gpu     the virtual environment alone, CPU or GPU set
 # make lock                  write the locks again (needs uv)
 # make clean                 remove .venv, runs/ and data/: results too

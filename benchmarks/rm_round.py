@@ -36,7 +36,7 @@ from studies.catalog import ROUNDS
 from studies.lab import Lab, learner_of
 from studies.loop import Loop, Rewards
 from studies.prompts import held_out_prompts
-from studies.study import CONFIG
+from studies.worlds import SANDBOX
 
 CASES = (
     *(("gate", "labelled"), ("heads", "labelled"), ("lora", "labelled"), ("top", "labelled"), ("full", "labelled")),
@@ -100,14 +100,14 @@ def main() -> None:
 
 def config_of(seed: int, steps: int, updates: int) -> Config:
     """The settings are those of study adaptation; few steps have few prompts, of which half give evidence."""
-    config = load_config(CONFIG, [*ROUNDS, f"run.seed={seed}", f"adaptation.steps={updates}"])
+    config = load_config(SANDBOX.configs[0], [*ROUNDS, f"run.seed={seed}", f"adaptation.steps={updates}"])
     enough = min(config.adaptation.min_pairs, max(1, steps * config.learner.groups_per_step // 4))
     return replace(config, adaptation=replace(config.adaptation, min_pairs=enough))
 
 
 def prepare(config: Config, lab: Lab) -> None:
     """The sandbox, the SFT policy and the reward model of this seed, where they are not there."""
-    artifacts.write_world(config)
+    SANDBOX.write(config)
     for artifact in (artifacts.sft_of(config), artifacts.reward_model_of(config)):
         if not artifact.is_made():
             making.make(artifact, config, lab, lambda what, done, total: print(f"making {what}: {done} of {total}"))

@@ -16,7 +16,6 @@ from common.config.config import Config
 from common.data.label_sources import LabelFiles
 from common.queue.codec import decode_scored
 from common.types import ScoredGroup
-from examples.sandbox.prepare import prepare
 from examples.sandbox.version import world_hash
 from studies.study import digest, explicit
 
@@ -92,12 +91,6 @@ KINDS: dict[str, Callable[[Config], Artifact]] = {
     "shifted": shifted_of,
     "frozen_run": frozen_run_of,
 }  # in the order of need
-
-
-def write_world(config: Config) -> None:
-    """The sandbox of this configuration's seed, where it is not there: every task reads some of it."""
-    assert config.data.demonstrations is not None, "studies have demonstrations"
-    prepare(Path(config.data.demonstrations).parent, config.run.seed)
 
 
 def reference_responses(directory: Path) -> dict[str, tuple[str, ...]]:

@@ -6,6 +6,7 @@ To add one: an entry here, a block `<!-- rows: NAME -->` in its page, a renderer
 from __future__ import annotations
 
 from studies.study import Arm, Study, find
+from studies.worlds import REAL_MODEL
 
 POLICY, REWARD_MODEL = "studies.measures:policy", "studies.measures:reward_model"
 EQUAL = "aggregation.weights={correct: 1, cover: 1, polite: 1, brief: 1, safe: 1, fluent: 1}"
@@ -35,6 +36,12 @@ ROUNDS = (
 UNGATED = ("adaptation.level=1", "adaptation.guard_accuracy=1", "adaptation.guard_r2=1")
 KEPT = "adaptation.fit_rounds=2"  # the second round is fitted on the first one's labels too
 ADAPTATION, SHARED = "studies.adaptation:measure", ("sft", "reward_model", "frozen_run")
+REAL = "studies.smollm:measure"
+# Of what both configurations of the real model have; option equal adds what people's pairs train
+REAL_EQUAL = (
+    "aggregation.weights={sentences: 1, words: 1, bullets: 1, keyword: 1, avoid: 1, case: 1, closing: 1, "
+    "opening: 1, json: 1, commas: 1, quoted: 1, language: 1, brevity: 1}"
+)
 HACKED = "judge.labeler=studies.labelers:hacked"
 
 
@@ -155,6 +162,18 @@ STUDIES = (
             ),
         ),
         page="docs/studies.md",
+    ),
+    Study(
+        "smollm",
+        "Does a real language model get better at all that a prompt asks for, and is the AND better than fixed weights?",
+        (
+            Arm("grouped", REAL, (), (), ()),
+            Arm("weighted_sum", REAL, ("aggregation.kind=weighted_sum", REAL_EQUAL), ("equal",), ()),
+            Arm("longer", REAL, ("iteration.steps=64",), (), ()),
+        ),
+        page="docs/smollm.md",
+        seeds=(0, 1, 2),
+        world=REAL_MODEL,
     ),
 )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from studies import adaptation_tables, denoising_tables, reward_models, sandbox_check
+from studies import adaptation_tables, denoising_tables, reward_models, sandbox_check, smollm_tables
 from studies.figures import gold_over_kl
 from studies.rows import Row, group_by_arm, read_rows
 from studies.statistics import KL_LEVELS, t_interval
@@ -27,11 +27,12 @@ Arms = Mapping[str, Sequence[Row]]
 
 
 def render(study: Study) -> str:
-    """Writes the study's block and its figure; returns the block. Raises ValueError where an arm or a seed has no row."""
+    """Writes the study's block and its figure, where it has one; returns the block. Raises ValueError where an arm or a seed
+    has no row."""
     arms, page = rows_of(study), PROJECT / study.page
     text = block(study, arms)
     page.write_text(replace_block(page.read_text(), study.name, text))
-    if arms:
+    if arms and study.name in FIGURES:
         FIGURES[study.name](PROJECT / "docs" / "figures" / f"{study.name}.svg", arms)
     return text
 
@@ -41,9 +42,8 @@ def block(study: Study, arms: Arms) -> str:
     if not arms:
         return f"Not measured yet: `make study NAME={study.name}`.\n"
     caption = CAPTIONS.get(study.name, "gold over KL")
-    return "\n".join(
-        [TABLES[study.name](arms), f"![{study.name}: {caption}](figures/{study.name}.svg)\n", provenance(arms)]
-    )
+    figure = [f"![{study.name}: {caption}](figures/{study.name}.svg)\n"] if study.name in FIGURES else []
+    return "\n".join([TABLES[study.name](arms), *figure, provenance(arms)])
 
 
 def rows_of(study: Study) -> Arms:
@@ -147,7 +147,9 @@ TABLES: dict[str, Callable[[Arms], str]] = {
     "denoising": denoising_tables.tables,
     "adaptation": adaptation_tables.tables,
     "policy_start": adaptation_tables.starts,
+    "smollm": smollm_tables.tables,
 }
+# A study without a figure is not here
 FIGURES: dict[str, Callable[[Path, Arms], None]] = {
     "sandbox": sandbox_check.draw,
     "fixed_weights": _gold_over_kl,

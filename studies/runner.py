@@ -16,28 +16,17 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from driver.record.progress import say
 from studies import artifacts
 from studies.rows import Row, read_rows
 from studies.study import ROWS, Unit
+from studies.tally import Tally, Task
 
 PROJECT = Path(__file__).resolve().parent.parent
 SHOW_EVERY_S = 30.0
-# Seconds on one core, for the first estimate; measured times take over as tasks end.
-FIRST_GUESS = {"sft": 80.0, "reward_model": 120.0, "shifted": 80.0, "frozen_run": 120.0, "measure": 120.0}
-
-
-@dataclass(frozen=True)
-class Task:
-    """One line for a worker: make an artifact of the unit, or measure it. `needs` are names of tasks that come before."""
-
-    kind: str
-    unit: Unit
-    name: str
-    needs: tuple[str, ...]
 
 
 @dataclass
@@ -54,20 +43,6 @@ class Worker:
 
 Process = subprocess.Popen[str]
 Events = queue.Queue[tuple[Worker, Process, str | None]]
-
-
-@dataclass
-class Tally:
-    """Names of ended tasks, and seconds by kind."""
-
-    done: set[str] = field(default_factory=set)
-    failed: dict[str, str] = field(default_factory=dict)
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-
-    def mean_s(self, kind: str) -> float:
-        """The mean seconds of a unit of this kind, a guess before the first one."""
-        known = self.seconds.get(kind)
-        return sum(known) / len(known) if known else FIRST_GUESS[kind]
 
 
 def adopt(units: Sequence[Unit]) -> int:
@@ -88,7 +63,7 @@ def pending(units: Sequence[Unit]) -> list[Unit]:
 
 def has_row(unit: Unit) -> bool:
     """Whether a unit has the row of its present configuration."""
-    return unit.row_path.is_file() and Row.read(unit.row_path).config_hash == unit.config_hash()
+    return unit.row_path.is_file() and Row.read(unit.row_path).config_hash in unit.config_hashes
 
 
 def tasks_of(units: Sequence[Unit]) -> list[Task]:
@@ -96,9 +71,9 @@ def tasks_of(units: Sequence[Unit]) -> list[Task]:
     found: dict[str, Task] = {}
     for unit in units:
         before: list[str] = []
-        for kind, artifact_of in artifacts.KINDS.items():
-            artifact = artifact_of(unit.config)
-            if kind in unit.arm.needs and not artifact.is_made():
+        for kind in (kind for kind in artifacts.KINDS if kind in unit.arm.needs):
+            artifact = artifacts.KINDS[kind](unit.config)
+            if not artifact.is_made():
                 found.setdefault(artifact.name, Task(kind, unit, artifact.name, tuple(before)))
                 before.append(artifact.name)
         found[unit.name] = Task("measure", unit, unit.name, tuple(before))
@@ -106,18 +81,22 @@ def tasks_of(units: Sequence[Unit]) -> list[Task]:
 
 
 def run(units: Sequence[Unit], num_workers: int, logs: Path, catalog: str) -> dict[str, str]:
-    """Runs what is missing; returns the failed tasks with their errors. `catalog` is the module with the units' STUDIES."""
+    """Runs what is missing of units of one world, as many at once as that allows; returns the failed tasks with their errors.
+    `catalog` is the module with the units' STUDIES."""
     adopt(units)
-    todo = tasks_of(pending(units))
+    todo, tally, events = tasks_of(pending(units)), Tally(), Events()
     say(f"{len(units)} units, {len(units) - len(pending(units))} have their rows; {len(todo)} tasks to do")
     if not todo:
         return {}
+    world = todo[0].unit.study.world
+    at_once = min(num_workers, world.at_once, len(todo))
+    hours = tally.left_s(todo) / at_once / 3600
+    say(f"about {hours:.1f} hours, {at_once} at once: a guess for two idle cores, until the first tasks have ended")
     logs.mkdir(parents=True, exist_ok=True)
     with _only_runner(logs / "lock"):
-        for config in {task.unit.seed: task.unit.config for task in todo}.values():
-            artifacts.write_world(config)
-        tally, events = Tally(), Events()
-        workers = [_start(catalog, logs / f"worker-{i}.log", events) for i in range(min(num_workers, len(todo)))]
+        for unit in {task.unit.seed: task.unit for task in todo}.values():
+            world.write(unit.config)
+        workers = [_start(catalog, logs / f"worker-{i}.log", events) for i in range(at_once)]
         try:
             _drive(todo, workers, events, tally)
         finally:
@@ -197,15 +176,15 @@ def _end(worker: Worker, tally: Tally, total: int, error: str | None) -> None:
         say(f"FAILED {task.name} after {seconds:.0f} s: {error}")
         return
     tally.done.add(task.name)
-    tally.seconds.setdefault(task.kind, []).append(seconds)
+    tally.measured(task, seconds)
     say(f"[{len(tally.done)}/{total}] {task.name} in {seconds:.0f} s")
 
 
 def _show(workers: Sequence[Worker], waiting: Sequence[Task], tally: Tally, total: int) -> None:
     now = time.monotonic()
     busy = [worker for worker in workers if worker.task]
-    running = sum(max(tally.mean_s(w.task.kind) - (now - w.started), 0) for w in busy if w.task)
-    left_s = (running + sum(tally.mean_s(task.kind) for task in waiting)) / len(workers)
+    running = sum(max(tally.expected_s(w.task) - (now - w.started), 0) for w in busy if w.task)
+    left_s = (running + tally.left_s(waiting)) / len(workers)
     states = ", ".join(f"{worker.task.name}: {worker.state}" for worker in busy if worker.task)
     say(f"  {len(tally.done)}/{total} done, about {left_s / 60:.0f} min left; {states}")
 

@@ -15,18 +15,17 @@ from typing import Any
 
 from common.config.config import Config
 from common.config.file import BASE, differing_keys, load_config, read_saved, to_dict
-from examples.sandbox.version import world_hash
+from studies.worlds import HERE, SANDBOX, World
 
-HERE = Path(__file__).resolve().parent
 ROWS = HERE / "rows"
-CONFIG = HERE / "study.yaml"
 SEEDS = (0, 1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of doing it. `measure` names its function, "package.module:function"; `overrides` are settings over study.yaml;
-    `options` are what no setting can say, explained by the measure; `needs` are the shared artifacts that it reads."""
+    """One way of doing it. `measure` names its function, "package.module:function"; `overrides` are settings over the world's
+    configuration; `options` are what no setting can say, explained by the measure; `needs` are the shared artifacts that it
+    reads."""
 
     name: str
     measure: str
@@ -45,6 +44,7 @@ class Study:
     page: str
     seeds: tuple[int, ...] = SEEDS
     rows: Path = ROWS
+    world: World = SANDBOX
 
     @property
     def directory(self) -> Path:
@@ -74,15 +74,39 @@ class Unit:
         """The file of the unit's row."""
         return self.study.directory / f"{self.arm.name}.seed{self.seed}.json"
 
+    @property
+    def base(self) -> Path:
+        """The file that its configuration starts from, by the data that are there."""
+        return self.study.world.config_of(self.seed)
+
+    @property
+    def world(self) -> str:
+        """What its row says of the world."""
+        return self.study.world.label(self.base)
+
     @cached_property
     def config(self) -> Config:
         """The configuration that the unit runs."""
-        return load_config(CONFIG, [*self.arm.overrides, f"run.seed={self.seed}"])
+        return self._over(self.base)
 
     def config_hash(self) -> str:
         """Hashes what the arm says, beyond the defaults of configs/base.yaml, and of the world: a new key with a default leaves
         the rows valid, a changed setting does not."""
-        return digest([self.arm.measure, sorted(self.arm.options), self.seed, explicit(self.config), world_hash()])
+        return self._hash(self.config)
+
+    @cached_property
+    def config_hashes(self) -> frozenset[str]:
+        """The hashes over every configuration that the world's data may ask for: a row of any of them is the unit's, so that
+        committed rows count where their data are not."""
+        others = [base for base in self.study.world.configs if base != self.base]
+        return frozenset((self.config_hash(), *(self._hash(self._over(base)) for base in others)))
+
+    def _over(self, base: Path) -> Config:
+        return load_config(base, [*self.arm.overrides, f"run.seed={self.seed}"])
+
+    def _hash(self, config: Config) -> str:
+        told = [self.arm.measure, sorted(self.arm.options), self.seed, explicit(config), self.study.world.version()]
+        return digest(told)
 
 
 def find(studies: Sequence[Study], name: str) -> Study:

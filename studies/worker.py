@@ -20,7 +20,6 @@ import torch
 from common.json_text import json_text
 from common.judge import load_function
 from driver.preflight.environment import code_version
-from examples.sandbox.version import world_hash
 from studies import artifacts, making
 from studies.lab import Lab
 from studies.rows import Row
@@ -74,7 +73,7 @@ def _run(kind: str, unit: Unit, lab: Lab, answers: TextIO) -> None:
         end, curves = load_function(unit.arm.measure)(unit, lab, report)
         wall_s = time.monotonic() - started
         study, arm = unit.study.name, unit.arm.name
-        row = Row(study, arm, unit.seed, end, curves, unit.config_hash(), code_version(), world_hash(), wall_s)
+        row = Row(study, arm, unit.seed, end, curves, unit.config_hash(), code_version(), unit.world, wall_s)
         row.write(unit.row_path)
 
 

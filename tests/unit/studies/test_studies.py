@@ -99,7 +99,8 @@ def test_committed_rows_are_of_todays_settings_and_the_page_says_what_they_say(e
     if not rows:  # never run, and the page says so
         return
     assert pending(entry.units()) == [], "settings changed: make study NAME=... and commit the rows"
-    assert (render.PROJECT / "docs" / "figures" / f"{entry.name}.svg").is_file()
+    if entry.name in render.FIGURES:
+        assert (render.PROJECT / "docs" / "figures" / f"{entry.name}.svg").is_file()
 
 
 @pytest.mark.parametrize("name", ["aggregation", "planted_hack"])
