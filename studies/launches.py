@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from common.files import write_whole
+from common.json_text import json_text
 
 MARK = "ITER_RLHF_STUDY_UNIT"
 POLL_S = 2.0
@@ -40,7 +41,7 @@ class Cost:
 
     def write(self, path: Path) -> None:
         """Whole or not at all."""
-        write_whole(path, json.dumps(asdict(self)) + "\n")
+        write_whole(path, json_text(asdict(self)) + "\n")
 
 
 @dataclass

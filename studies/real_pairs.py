@@ -2,13 +2,14 @@
 
     python -m studies.real_pairs --policy DIR --pairs FILE [--held-out 0.2] [--seed 0] [--out FILE.json]
 
-DIR is a policy whose frozen states are read (a run's `sft`), FILE its pairs (`preferences.jsonl` of examples/real_data). The
-conversations are split into FOLDS by their opening; on all but one part the pairs' strengths are computed and each method of
-treatments.py that needs no truth is trained, and the part left out is its test: each pair is tested once, by models that saw
-no pair of its conversation or of a continuation. A pair counts as right by the share of a method's models that order it as
-people did. Prints a Markdown table, progress on stderr; --out has the same numbers, and each pair's. --held-out is the share
-of conversations that the policy was not trained on, by the rule of common/data/split.py: examples/real_data makes
-demonstrations of the other chosen responses, and the last two columns are without that doubt.
+DIR is a policy whose frozen states are read (a run's `sft`, or a model's directory), FILE its pairs (`preferences.jsonl` of
+examples/real_data). The conversations are split into FOLDS by their opening; on all but one part the pairs' strengths are
+computed and each method of treatments.py that needs no truth is trained, and the part left out is its test: each pair is
+tested once, by models that saw no pair of its conversation or of a continuation. A pair counts as right by the share of a
+method's models that order it as people did. Prints a Markdown table, progress on stderr; --out has the same numbers, and each
+pair's. --held-out is the share of conversations that the policy was not trained on, by the rule of common/data/split.py, where
+it was trained on chosen responses of the others; the last two columns are without that doubt. A policy that was trained on
+none of them, as SmolLM2, needs only the first columns.
 
     accuracy     with Wilson's 95 % interval over pairs
     gain         over the baseline, with the 95 % interval of the pairs' differences, clustered by opening

@@ -79,8 +79,8 @@ def changes(record: Mapping[str, Any]) -> dict[str, float]:
     found: dict[str, float] = {}
     for item in record["changes"]:
         name = short_name(item["name"])
-        found |= {f"{name}/{number}": float(item[number]) for number in NUMBERS}
-        found[f"{name}/difference"] = float(item["after"]) - float(item["before"])
+        found |= {f"{name}/{number}": _number(item[number]) for number in NUMBERS}
+        found[f"{name}/difference"] = found[f"{name}/after"] - found[f"{name}/before"]
     return found
 
 

@@ -5,6 +5,7 @@ Called by render.py. A seed is one value: the difference of its two evaluations 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from studies.rows import Row
@@ -56,7 +57,9 @@ def refuse_mixed(arms: Arms) -> None:
 
 
 def _has(arms: Arms, name: str) -> bool:
-    return all(f"{name}/difference" in row.end for rows in arms.values() for row in rows)
+    """Whether every row has measured it."""
+    name = f"{name}/difference"
+    return all(name in row.end and math.isfinite(row.end[name]) for rows in arms.values() for row in rows)
 
 
 def _changed(arms: Arms, title: str, name: str, digits: int) -> str:

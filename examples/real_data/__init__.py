@@ -1,1 +1,1 @@
-"""Real preference pairs made into a run: tokenizer, small policy, demonstrations, prompts. `python -m examples.real_data`."""
+"""Preference pairs that people made, yours too, made into a run's data: `python -m examples.real_data`."""

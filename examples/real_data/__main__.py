@@ -1,4 +1,4 @@
-"""The command `python -m examples.real_data --data DIR --out DIR --seed N`; see prepare."""
+"""The command `python -m examples.real_data --pairs FILE --out DIR`; see prepare."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 from common.data.sources import DataError
-from examples.real_data.prepare import Sources, prepare
+from common.errors import RunError
+from examples.real_data.prepare import MODEL, Sources, prepare
 
 VARIABLE = "ITER_RLHF_DATA"
 PAIRS, QUESTIONS = "hh_harmless.jsonl.gz", "mt_bench_questions.jsonl"
@@ -15,16 +16,19 @@ PAIRS, QUESTIONS = "hh_harmless.jsonl.gz", "mt_bench_questions.jsonl"
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m examples.real_data", description="Write a run's model and data from real preference pairs."
+        prog="python -m examples.real_data", description="Write a run's data from real preference pairs."
     )
-    parser.add_argument("--data", type=Path, help=f"folder with {PAIRS} and {QUESTIONS} (default: ${VARIABLE})")
-    parser.add_argument("--pairs", type=Path, help="your own pairs in place of --data (formats: docs/data.md)")
+    parser.add_argument("--pairs", type=Path, help="your own pairs (formats: docs/data.md)")
+    parser.add_argument("--data", type=Path, help=f"or a folder with {PAIRS} and {QUESTIONS} (default: ${VARIABLE})")
     parser.add_argument("--out", type=Path, required=True, help="directory to fill; files of other data are replaced")
-    parser.add_argument("--seed", type=int, default=0, help="of the model's weights")
+    parser.add_argument(
+        "--model", help=f"the policy's directory or Hub id (default: {MODEL}, fetched where it is not there)"
+    )
     arguments = parser.parse_args()
     try:
-        prepare(find_sources(arguments.data, arguments.pairs, os.environ.get(VARIABLE)), arguments.out, arguments.seed)
-    except DataError as error:
+        sources = find_sources(arguments.data, arguments.pairs, os.environ.get(VARIABLE))
+        prepare(sources, arguments.out, arguments.model)
+    except RunError as error:
         parser.exit(2, f"{error}\n")
 
 

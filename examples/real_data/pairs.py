@@ -1,38 +1,30 @@
-"""Which preference pairs are used, and for what: limits in tokens, the held-out side, demonstrations and prompts.
+"""Which preference pairs are used, and for what: limits in tokens, the held-out side, prompts.
 
-Called by prepare. Held out (a fifth, by common/data/split.py) means: not in the demonstrations, not in the loop's prompts, not
-in the tokenizer's texts; the reward-model stage draws its own line by the same rule, on the same side.
+Called by prepare. Held out (a fifth, by common/data/split.py) means: not in the loop's prompts; the reward-model stage draws
+its own line by the same rule, on the same side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
-from common.data.data import Demonstration, PreferencePair, PromptRow
+from common.data.data import PreferencePair, PromptRow
 from common.data.sources import DataError, fields_of, raw_rows, short
 from common.data.split import is_held_out, prompt_key
 from common.types import Message
-from examples.real_data.model import MAX_POSITIONS
 
 HELD_OUT = 0.2
 MAX_RESPONSE_TOKENS = 96  # its end included
-MAX_PROMPT_TOKENS = MAX_POSITIONS - MAX_RESPONSE_TOKENS  # chat template and generation prompt included
+MAX_PROMPT_TOKENS = 224  # chat template and generation prompt included
 Messages = Sequence[Message]
 
 
 def held_out(messages: Messages) -> bool:
     return is_held_out(messages, HELD_OUT)
-
-
-def texts(pairs: Iterable[PreferencePair]) -> Iterator[str]:
-    """Everything that was said, for the tokenizer."""
-    for pair in pairs:
-        yield from (message.content for message in pair.messages)
-        yield from (pair.chosen, pair.rejected)
 
 
 def prompt_fits(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> bool:
@@ -58,18 +50,6 @@ def usable(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair]) 
     return kept
 
 
-def demonstrations(tokenizer: PreTrainedTokenizerBase, pairs: Iterable[PreferencePair]) -> list[Demonstration]:
-    """The chosen responses and the assistant's earlier turns of the training side, each once, where they fit."""
-    found = {
-        Demonstration(messages, response): None
-        for pair in pairs
-        if not held_out(pair.messages)
-        for messages, response in _answers(pair)
-        if response.strip() and response_fits(tokenizer, response) and prompt_fits(tokenizer, messages)
-    }
-    return list(found)
-
-
 def prompts(tokenizer: PreTrainedTokenizerBase, pairs: Iterable[PreferencePair], of_held_out: bool) -> list[PromptRow]:
     """The distinct prompts of one side that fit."""
     distinct = {prompt_key(pair.messages): pair.messages for pair in pairs if held_out(pair.messages) == of_held_out}
@@ -93,11 +73,3 @@ def questions(tokenizer: PreTrainedTokenizerBase, path: Path) -> list[PromptRow]
 def _fits(tokenizer: PreTrainedTokenizerBase, pair: PreferencePair) -> bool:
     short_enough = all(response_fits(tokenizer, response) for response in (pair.chosen, pair.rejected))
     return short_enough and prompt_fits(tokenizer, pair.messages)
-
-
-def _answers(pair: PreferencePair) -> Iterator[tuple[tuple[Message, ...], str]]:
-    """(conversation so far, the assistant's answer), for every answer to a user in the preferred conversation."""
-    turns = (*pair.messages, Message("assistant", pair.chosen))
-    for index, turn in enumerate(turns):
-        if index and turn.role == "assistant" and turns[index - 1].role == "user":
-            yield turns[:index], turn.content

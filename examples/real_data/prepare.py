@@ -1,7 +1,7 @@
-"""Writes a run's data from real preference pairs: tokenizer and untrained policy, demonstrations, pairs, prompts.
+"""Writes a run's data from real preference pairs: the pairs that fit, the prompts of the loop, held-out prompts.
 
-Called by `python -m examples.real_data`. The same pairs and seed write the same bytes; manifest.json is written last and
-records the seed, the hashes of the sources, of this package and of every file, so that a finished directory is left alone.
+Called by `python -m examples.real_data`. The same pairs and model write the same bytes; manifest.json is written last and
+records the model, the hashes of the sources, of this package and of every file, so that a finished directory is left alone.
 """
 
 from __future__ import annotations
@@ -12,10 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.data.data import Demonstration, PreferencePair, PromptRow, read_pairs, to_fields, write_jsonl
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from common.data.data import PreferencePair, PromptRow, read_pairs, to_fields, write_jsonl
+from common.data.sources import DataError, short
 from common.json_text import json_text
+from examples.real_data import pairs as select
+from examples.smollm.fetch import fetch_model
 
 MANIFEST = "manifest.json"
+MODEL = Path("data") / "smollm-0" / "model"
 
 
 @dataclass(frozen=True)
@@ -26,43 +32,60 @@ class Sources:
     questions: Path | None
 
 
-def prepare(sources: Sources, out: Path, seed: int) -> None:
-    """Fills `out` and prints one line for each file, or one line alone where it already holds this very data. Raises
-    DataError for files that cannot be read or that hold no usable pairs."""
-    recipe = _recipe(sources, seed)
+def prepare(sources: Sources, out: Path, model: str | None) -> None:
+    """Fills `out` and prints one line for each file, or one line alone where it already holds this very data. `model`: the
+    directory or Hub id of the policy, whose tokenizer says what fits; SmolLM2-135M where none is named.
+
+    Raises RunError for files that cannot be read or that hold no usable pairs, and for a model that cannot be had.
+    """
+    if model is None:
+        make_sure_of_model(MODEL)
+    recipe = _recipe(sources, model or str(MODEL))
     if is_prepared(out, recipe):
-        print(f"{out} already holds this data of seed {seed}; nothing to do")
+        print(f"{out} already holds this data; nothing to do")
         return
-    pairs = read_pairs(sources.pairs)
+    tokenizer, pairs = tokenizer_of(model or str(MODEL)), read_pairs(sources.pairs)
     out.mkdir(parents=True, exist_ok=True)
     (out / MANIFEST).unlink(missing_ok=True)
-    _write(pairs, sources, out, seed)
+    _write(pairs, tokenizer, sources, out)
     _write_manifest(out, recipe)
 
 
-def _write(pairs: list[PreferencePair], sources: Sources, out: Path, seed: int) -> None:
-    from examples.real_data import model  # torch only where it is needed: seconds to import
-    from examples.real_data import pairs as select
+def make_sure_of_model(directory: Path) -> None:
+    """SmolLM2-135M-Instruct, where it is not there yet."""
+    if not (directory / "model.safetensors").is_file():
+        fetch_model(directory)
+    print(f"{directory}: SmolLM2-135M-Instruct")
 
-    tokenizer = model.build_tokenizer(select.texts(pair for pair in pairs if not select.held_out(pair.messages)))
+
+def tokenizer_of(model: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a directory or a Hub id. Raises DataError where it cannot be read or knows no conversations."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"--model {model}: no tokenizer can be read ({short(str(error))}); name a model's directory or Hub id, or leave "
+            "--model out for SmolLM2-135M-Instruct"
+        ) from error
+    if not tokenizer.chat_template:
+        raise DataError(f"--model {model}: its tokenizer has no chat template; name a model that knows conversations")
+    return tokenizer
+
+
+def _write(pairs: list[PreferencePair], tokenizer: PreTrainedTokenizerBase, sources: Sources, out: Path) -> None:
     usable = select.usable(tokenizer, pairs)
     held_out = sum(select.held_out(pair.messages) for pair in usable)
     print(
         f"{len(pairs)} pairs: {len(usable)} kept, {len(pairs) - len(usable)} dropped (prompt over "
         f"{select.MAX_PROMPT_TOKENS} or a response over {select.MAX_RESPONSE_TOKENS} tokens); {held_out} held out"
     )
-    policy = model.build_policy(tokenizer, seed)
-    policy.save_pretrained(out / "model")
-    tokenizer.save_pretrained(out / "model")
-    print(f"wrote {out / 'model'} ({policy.num_parameters() / 1e6:.2f} M parameters, {len(tokenizer)} tokens)")
     asked = select.questions(tokenizer, sources.questions) if sources.questions else []
     _write_rows(out / "preferences.jsonl", usable)
-    _write_rows(out / "demonstrations.jsonl", select.demonstrations(tokenizer, pairs))
     _write_rows(out / "prompts.jsonl", select.prompts(tokenizer, pairs, of_held_out=False))
     _write_rows(out / "eval_prompts.jsonl", [*asked, *select.prompts(tokenizer, pairs, of_held_out=True)])
 
 
-def _write_rows(path: Path, rows: Sequence[PromptRow | Demonstration | PreferencePair]) -> None:
+def _write_rows(path: Path, rows: Sequence[PromptRow | PreferencePair]) -> None:
     write_jsonl(path, map(to_fields, rows))
     print(f"wrote {path} ({len(rows)} lines)")
 
@@ -76,11 +99,15 @@ def is_prepared(out: Path, recipe: dict[str, object]) -> bool:
     return manifest == recipe and all((out / name).is_file() and _hash(out / name) == files[name] for name in files)
 
 
-def _recipe(sources: Sources, seed: int) -> dict[str, object]:
+def _recipe(sources: Sources, model: str) -> dict[str, object]:
     """All that the written files depend on."""
     code = sorted(Path(__file__).parent.glob("*.py"))
     given = {path.name: _hash(path) for path in (sources.pairs, sources.questions) if path is not None}
-    return {"seed": seed, "sources": given, "generator": hashlib.sha256("".join(map(_hash, code)).encode()).hexdigest()}
+    return {
+        "model": model,
+        "sources": given,
+        "generator": hashlib.sha256("".join(map(_hash, code)).encode()).hexdigest(),
+    }
 
 
 def _write_manifest(out: Path, recipe: dict[str, object]) -> None:

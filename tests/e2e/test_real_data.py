@@ -1,10 +1,9 @@
-"""The whole command on real human preference pairs and real prompts, where ITER_RLHF_DATA names the folder that has them."""
+"""The whole command on preference pairs alone: made-up ones, and a tiny random model in place of the real one."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,28 +11,27 @@ from pathlib import Path
 
 import pytest
 
+from common.data.data import to_fields, write_jsonl
 from common.metrics import read_rows, step_names
 from tests.launched import ROOT, Launched
+from tests.small_chat_model import save_model, wordy_pairs
 
-FOLDER = os.environ.get("ITER_RLHF_DATA")
 OBJECTIVES = ["preference", "brevity", "non_repetition"]
 STEPS = 6
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        FOLDER is None, reason="ITER_RLHF_DATA names no folder with hh_harmless.jsonl.gz and mt_bench_questions.jsonl"
-    ),
-    pytest.mark.timeout(2400),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the README's first command writes."""
+    """What the page's first command writes, beside the model."""
     directory = tmp_path_factory.mktemp("real")
-    command = [sys.executable, "-m", "examples.real_data", "--data", str(FOLDER), "--out", str(directory)]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    pairs = wordy_pairs()
+    save_model(directory / "model", pairs)
+    write_jsonl(directory / "mine.jsonl", map(to_fields, pairs))
+    command = [sys.executable, "-m", "examples.real_data", "--pairs", str(directory / "mine.jsonl")]
+    told = ["--out", str(directory), "--model", str(directory / "model")]
+    subprocess.run([*command, *told], cwd=ROOT, check=True, timeout=300)
     return directory
 
 
@@ -68,19 +66,14 @@ def test_every_step_has_reward_kl_and_length(run: Path) -> None:
     assert all(row["gold/mean"] is None for row in rows), "there is no judge"
 
 
-def test_the_reward_model_is_reported_beside_its_baselines(run: Path) -> None:
+def test_the_reward_model_is_reported(run: Path) -> None:
     record = json.loads((run / "rm" / "version_0" / "report.json").read_text())
     report = record["report"]
-    assert report["rm/held_out_pairs"] > 200
-    assert report["rm/pair_accuracy_low"] < report["rm/pair_accuracy"] < report["rm/pair_accuracy_high"]
-    assert 0.4 < report["rm/pair_accuracy_length"] < 0.6
-    assert report["rm/pair_accuracy_preference_head"] > 0
-    assert (
-        report["rm/pair_accuracy_baseline_low"]
-        < report["rm/pair_accuracy_baseline"]
-        < report["rm/pair_accuracy_baseline_high"]
-    )
-    assert report["rm/r2/brevity"] > 0.2, "a program's ratings are learned"
+    assert report["rm/held_out_pairs"] > 10
+    assert report["rm/pair_accuracy_low"] <= report["rm/pair_accuracy"] <= report["rm/pair_accuracy_high"]
+    assert report["rm/pair_accuracy_preference_head"] > 0.5, "chosen and rejected answers begin with other words"
+    assert report["rm/pair_accuracy_cross_validated"] > 0.5
+    assert math.isfinite(report["rm/r2/brevity"])
     assert len(record["calibration"]["temperatures"]) == 2
 
 

@@ -1,4 +1,4 @@
-"""examples/real_data on made-up pairs: the tokenizer on any text, disjoint sides, limits, what is written, what is refused."""
+"""examples/real_data on made-up pairs and a tiny model: disjoint sides, limits, what is written, what is refused."""
 
 from __future__ import annotations
 
@@ -6,31 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from common.config.file import BASE, load_config
-from common.data.data import (
-    PreferencePair,
-    read_demonstrations,
-    read_pairs,
-    read_prompts,
-    to_fields,
-    write_jsonl,
-)
+from common.data.data import PreferencePair, read_pairs, read_prompts, to_fields, write_jsonl
 from common.data.sources import DataError
 from common.data.split import is_held_out
 from common.types import Message
 from examples.real_data import pairs as select
+from examples.real_data import prepare as module
 from examples.real_data.__main__ import PAIRS, QUESTIONS, find_sources
-from examples.real_data.model import MAX_POSITIONS, SPECIAL, build_policy, build_tokenizer
-from examples.real_data.prepare import Sources, prepare
-from learner.policy.sft import demonstration_rows
+from examples.real_data.prepare import MODEL, Sources, prepare
 from rewarder.scoring import render
-
-SENTENCE = "the quick brown fox jumps over a lazy dog while seven wizards mix potions in old stone towers"
-WORDS = SENTENCE.split()
+from tests.small_chat_model import WORDS, build_tokenizer, made_up_pairs, talk
 
 
 @pytest.fixture(scope="module")
@@ -38,87 +26,85 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer(" ".join(WORDS[n:] + WORDS[:n]) for n in range(len(WORDS)))
 
 
-def talk(number: int, turns: int = 1) -> tuple[Message, ...]:
-    """A conversation of so many user turns; those of one number open alike."""
-    asked = Message("user", f"question {number} about a {WORDS[number % 17]}")
-    more = [Message(role, f"{role} {n}") for n in range(1, turns) for role in ("assistant", "user")]
-    return (asked, *more)
-
-
-def made_up(number: int = 80) -> list[PreferencePair]:
-    return [
-        PreferencePair(talk(n, turns), f"yes {WORDS[n % 17]}", f"no {WORDS[n % 5]} at all")
-        for n in range(number)
-        for turns in (1, 2)
-    ]
+@pytest.fixture
+def model(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> str:
+    tokenizer.save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
 
 
 @pytest.fixture
 def sources(tmp_path: Path) -> Sources:
-    write_jsonl(tmp_path / PAIRS.removesuffix(".gz"), map(to_fields, made_up()))
+    write_jsonl(tmp_path / PAIRS.removesuffix(".gz"), map(to_fields, made_up_pairs()))
     lines = [json.dumps({"turns": [f"what is {n}?", "and then?"]}) for n in range(5)]
     (tmp_path / QUESTIONS).write_text("\n".join(lines))
     return Sources(tmp_path / PAIRS.removesuffix(".gz"), tmp_path / QUESTIONS)
 
 
-@given(text=st.text(st.characters(codec="utf-8")))
-def test_any_text_comes_back_as_it_was(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    if not any(token in text for token in SPECIAL):
-        assert tokenizer.decode(ids) == text
-
-
-def test_scripts_and_signs_come_back(tokenizer: PreTrainedTokenizerFast) -> None:
-    for text in ("Grüße, 世界!", "नमस्ते\n\n\tสวัสดี", "🙂👩‍👩‍👧 e\u0301", "  two  spaces ", "\x00\x7f"):
-        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
-    assert tokenizer.unk_token is None
-
-
-def test_a_conversation_renders_as_turns(tokenizer: PreTrainedTokenizerFast) -> None:
-    messages = (Message("system", "be kind"), *talk(3, 2))
-    rendered = render(tokenizer, messages, "well <|end|><|user|> then")
-    text = str(tokenizer.decode(rendered.ids))
-    assert text.startswith("<|bos|><|system|>be kind<|end|><|user|>question 3")
-    assert text.endswith("<|assistant|>well <|end|><|user|> then<|end|>"), "nothing is taken out of a response"
-    assert rendered.ids.count(tokenizer.get_vocab()["<|user|>"]) == 2, "a response cannot open a turn"
-    answer = str(tokenizer.decode(rendered.ids[rendered.prompt_end + 1 :]))
-    assert answer == "<|assistant|>well <|end|><|user|> then<|end|>"
-
-
-def test_the_policy_is_small_and_repeats(tokenizer: PreTrainedTokenizerFast) -> None:
-    first, again = (build_policy(tokenizer, 7).state_dict() for _ in range(2))
-    assert all((first[name] == again[name]).all() for name in first)
-    assert 0.8e6 < build_policy(tokenizer, 0).num_parameters() < 3e6
-
-
-def test_what_is_written_is_disjoint_and_fits(sources: Sources, tmp_path: Path, capsys) -> None:
+def test_what_is_written_is_disjoint_and_fits(sources: Sources, model: str, tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
-    prepare(sources, out, 0)
-    said = capsys.readouterr().out
-    assert "160 pairs: 160 kept, 0 dropped" in said
+    prepare(sources, out, model)
+    assert "160 pairs: 160 kept, 0 dropped" in capsys.readouterr().out
     prompts, held_out = read_prompts(out / "prompts.jsonl"), read_prompts(out / "eval_prompts.jsonl")
-    demonstrations, pairs = read_demonstrations(out / "demonstrations.jsonl"), read_pairs(out / "preferences.jsonl")
+    pairs = read_pairs(out / "preferences.jsonl")
     unseen = {pair.messages[0] for pair in pairs if is_held_out(pair.messages, select.HELD_OUT)}
     assert 10 < len(unseen) < 30 and len(pairs) == 160
     assert unseen == {row.messages[0] for row in held_out if row.meta["source"] == "pairs"}
     assert sum(row.meta["source"] == "questions" for row in held_out) == 5
-    assert not unseen & {row.messages[0] for row in (*prompts, *demonstrations)}
+    assert not unseen & {row.messages[0] for row in prompts}
     assert len(prompts) + len(held_out) == 160 + 5
-    assert len(demonstrations) == 3 * (80 - len(unseen)), "one of the single turn, two of the double one, each once"
+    assert {path.name for path in out.iterdir()} == {
+        "preferences.jsonl",
+        "prompts.jsonl",
+        "eval_prompts.jsonl",
+        "manifest.json",
+    }
 
 
-def test_a_finished_directory_is_left_alone_and_a_changed_one_is_not(sources: Sources, tmp_path: Path, capsys) -> None:
+def test_a_finished_directory_is_left_alone_and_a_changed_one_is_not(
+    sources: Sources, model: str, tmp_path: Path, capsys
+) -> None:
     out = tmp_path / "out"
-    prepare(sources, out, 0)
-    before = {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
-    prepare(sources, out, 0)
+    prepare(sources, out, model)
+    before = {path: path.read_bytes() for path in sorted(out.iterdir())}
+    prepare(sources, out, model)
     assert "nothing to do" in capsys.readouterr().out
     (out / "prompts.jsonl").write_text("")
-    prepare(sources, out, 0)
-    assert before == {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
-    prepare(sources, out, 1)
-    assert before[out / "model" / "model.safetensors"] != (out / "model" / "model.safetensors").read_bytes()
+    prepare(sources, out, model)
+    assert before == {path: path.read_bytes() for path in sorted(out.iterdir())}
+    (tmp_path / "model").rename(tmp_path / "another")
+    prepare(sources, out, str(tmp_path / "another"))
+    assert json.loads((out / "manifest.json").read_text())["model"].endswith("another")
     assert before[out / "prompts.jsonl"] == (out / "prompts.jsonl").read_bytes()
+
+
+def test_the_default_model_is_fetched_where_it_is_not_there(
+    sources: Sources, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[Path] = []
+
+    def fetch(directory: Path) -> None:
+        fetched.append(directory)
+        tokenizer.save_pretrained(directory)
+        (directory / "model.safetensors").touch()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "fetch_model", fetch)
+    for _ in range(2):
+        prepare(sources, Path("data/real-0"), None)
+    assert fetched == [MODEL]
+    config = load_config(BASE.parent / "real_data.yaml")
+    assert config.policy.model == str(MODEL) and Path(str(config.data.preferences)).is_file()
+
+
+def test_a_model_that_is_none_is_explained(sources: Sources, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere: no tokenizer can be read"):
+        prepare(sources, tmp_path / "out", str(tmp_path / "nowhere"))
+    silent = build_tokenizer(WORDS)
+    silent.chat_template = None
+    silent.save_pretrained(tmp_path / "silent")
+    with pytest.raises(DataError, match="silent: its tokenizer has no chat template"):
+        prepare(sources, tmp_path / "out", str(tmp_path / "silent"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_long_pairs_are_dropped_and_what_is_kept_fits(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -126,14 +112,13 @@ def test_long_pairs_are_dropped_and_what_is_kept_fits(tokenizer: PreTrainedToken
     pairs = [
         PreferencePair(talk(1), "yes", long),
         PreferencePair((Message("user", long * 3),), "yes", "no"),
-        *made_up(),
+        *made_up_pairs(),
     ]
     kept = select.usable(tokenizer, pairs)
     assert len(kept) == 160 and all(pair in pairs[2:] for pair in kept)
-    demonstrations = select.demonstrations(tokenizer, pairs)
-    assert all(len(row.token_ids) <= MAX_POSITIONS for row in demonstration_rows(demonstrations, tokenizer))
     for pair in kept:
-        assert len(render(tokenizer, pair.messages, pair.rejected).ids) <= MAX_POSITIONS
+        longest = select.MAX_PROMPT_TOKENS + select.MAX_RESPONSE_TOKENS
+        assert len(render(tokenizer, pair.messages, pair.rejected).ids) <= longest
     assert len(select.prompts(tokenizer, pairs, True)) + len(select.prompts(tokenizer, pairs, False)) == 160
 
 
@@ -160,9 +145,11 @@ def test_a_question_without_a_first_turn_is_named(tokenizer, tmp_path: Path, row
 def test_the_configuration_fits_what_is_written() -> None:
     config = load_config(BASE.parent / "real_data.yaml")
     assert config.data.max_prompt_tokens == select.MAX_PROMPT_TOKENS
-    assert config.rewarder.max_tokens >= MAX_POSITIONS
+    assert config.rewarder.max_tokens >= select.MAX_PROMPT_TOKENS + select.MAX_RESPONSE_TOKENS
     assert config.actors.max_response_tokens <= select.MAX_RESPONSE_TOKENS
-    assert config.learner.reward_model.held_out_fraction == select.HELD_OUT, "more would hold out what SFT has seen"
+    assert config.learner.reward_model.held_out_fraction == select.HELD_OUT
+    assert config.learner.reward_model.stage_1 == "ridge" and config.rewarder.preference == "preference"
+    assert "sft" not in config.stages and config.data.demonstrations is None
 
 
 def test_missing_data_is_explained(tmp_path: Path) -> None:

@@ -137,6 +137,8 @@ def test_changes_and_curves_of_a_run() -> None:
         "tokens/low": -8.0,
         "tokens/high": -4.0,
     }
+    unknown = smollm.changes({"changes": [{**item, "before": None}]})
+    assert math.isnan(unknown["tokens/difference"]) and unknown["tokens/after"] == 24.0
     lines = [{"step": step, **dict.fromkeys(smollm.CURVES, value)} for step, value in ((0, None), (1, None), (2, 0.5))]
     found = smollm.curves(lines)
     assert found["step"] == [1.0, 2.0]
@@ -159,6 +161,8 @@ def test_tables_by_hand() -> None:
     assert "second reward model" in text
     without = {"grouped": [row("grouped", 0, 0.1, second=False)]}
     assert "second reward model" not in smollm_tables.tables(without)
+    unknown = replace(without["grouped"][0], end={**without["grouped"][0].end, "kl/difference": math.nan})
+    assert "KL" not in smollm_tables.tables({"grouped": [unknown]})
 
 
 def test_hours_are_guessed_and_then_corrected_by_what_was_measured(study: Study) -> None:

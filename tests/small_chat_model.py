@@ -1,11 +1,11 @@
-"""The policy before training: a byte-level BPE tokenizer made from the texts at hand, and a small Llama with random weights.
-
-Called by prepare. Both are ordinary Hugging Face objects, saved in their usual layout.
+"""A chat model that tests can make in a second: a byte-level BPE tokenizer of the texts at hand, and a small Llama with random
+weights; and made-up preference pairs for it. Both parts are ordinary Hugging Face objects, saved in their usual layout.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -16,11 +16,16 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from common.data.data import PreferencePair
+from common.types import Message
+
 PAD, BOS, END = "<|pad|>", "<|bos|>", "<|end|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 SPECIAL = (PAD, BOS, END, *ROLES)
 VOCABULARY_SIZE = 2048
 MAX_POSITIONS = 320
+TEXT = "the quick brown fox jumps over a lazy dog while seven red ships sail to far away"
+WORDS = TEXT.split()
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ '<|' + message['role'] + '|>' + message['content'] + eos_token }}{% endfor %}"
@@ -75,3 +80,39 @@ def build_policy(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausa
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config)
+
+
+def talk(number: int, turns: int = 1) -> tuple[Message, ...]:
+    """A conversation of so many user turns; those of one number open alike."""
+    asked = Message("user", f"question {number} about a {WORDS[number % 17]}")
+    more = [Message(role, f"{role} {n}") for n in range(1, turns) for role in ("assistant", "user")]
+    return (asked, *more)
+
+
+def made_up_pairs(number: int = 80) -> list[PreferencePair]:
+    """So many conversations of one user turn, and their continuations to a second one."""
+    return [
+        PreferencePair(talk(n, turns), f"yes {WORDS[n % 17]}", f"no {WORDS[n % 5]} at all")
+        for n in range(number)
+        for turns in (1, 2)
+    ]
+
+
+def wordy_pairs(number: int = 80) -> list[PreferencePair]:
+    """As made_up_pairs, with more to learn: short answers without repetition are chosen, long ones that repeat are not."""
+    return [
+        PreferencePair(pair.messages, _said("yes", n % 7, n % 3 // 2), _said("no", 25 + 5 * (n % 5), 2 + n % 4))
+        for n, pair in enumerate(made_up_pairs(number))
+    ]
+
+
+def _said(first: str, words: int, repeated: int) -> str:
+    return " ".join([first, *(WORDS[n % 17] for n in range(words)), *["so"] * repeated])
+
+
+def save_model(directory: Path, pairs: Iterable[PreferencePair], seed: int = 0) -> None:
+    """Tokenizer and random policy of the pairs' texts."""
+    texts = [text for pair in pairs for text in (*(turn.content for turn in pair.messages), pair.chosen, pair.rejected)]
+    tokenizer = build_tokenizer(texts)
+    build_policy(tokenizer, seed).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
