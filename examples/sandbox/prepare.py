@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from common.json_text import json_text
 from examples.sandbox.demonstrations import demonstrate
 from examples.sandbox.version import world_hash
 from examples.sandbox.world import Question, draw_distinct_questions, draw_kinds, draw_question
@@ -70,7 +69,7 @@ def write_model(path: Path, seed: int) -> None:
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, object]]) -> None:
-    lines = [json_text(row) for row in rows]
+    lines = [json.dumps(row) for row in rows]
     path.write_text("\n".join(lines) + "\n")
     print(f"wrote {path} ({len(lines)} lines)")
 
@@ -80,7 +79,7 @@ def write_manifest(out: Path, seed: int) -> None:
     hashes = {path.relative_to(out).as_posix(): file_hash(path) for path in sorted(files)}
     manifest = {"seed": seed, "generator": world_hash(), "files": hashes}
     partial = out / f"{MANIFEST}.partial"
-    partial.write_text(json_text(manifest, indent=2) + "\n")
+    partial.write_text(json.dumps(manifest, indent=2) + "\n")
     partial.rename(out / MANIFEST)
     print(f"wrote {out / MANIFEST} ({len(hashes)} files listed)")
 

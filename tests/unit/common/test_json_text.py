@@ -27,6 +27,7 @@ OTHERS = {
     "driver/preflight/kept.py": "a hash of row numbers",
     "driver/record/checkpoint.py": "a signature, over what json_text writes",
     "driver/record/stage_inputs.py": "plain values of a configuration",
+    "examples/sandbox/prepare.py": "frozen with its world, whose hash is in every row; writes nothing but texts and integers",
     "examples/smollm/constraints.py": "names and values of constraints in a prompt's meta, all finite",
     "examples/smollm/table.py": "texts in a table of Markdown",
     "learner/reward_model/feature_cache.py": "a hash",
