@@ -43,17 +43,20 @@ class FrozenModel:
         return cast("list[int]", ids)
 
     @torch.no_grad()
-    def log_probs(self, sequences: Sequences, say: Say) -> list[float]:
-        """The mean log-probability of a response's tokens, in nats a token, and their number gives the sum. Empty: 0."""
-        found = [0.0] * len(sequences)
+    def log_probs(self, sequences: Sequences, temperature: float, say: Say) -> tuple[list[float], list[float]]:
+        """Of each response: the mean log-probability of its tokens at temperature 1 (nats a token), and their sum at the
+        temperature of sampling (nats), which the policy's own log-probs are compared with. An empty one has 0 and 0."""
+        means, sums = [0.0] * len(sequences), [0.0] * len(sequences)
         for indices, ids, mask in self._batches(sequences, say):
             logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits
             for row, index in enumerate(indices):
                 prompt, response = sequences[index]
                 if response:
-                    ahead = logits[row, len(prompt) - 1 : len(prompt) + len(response) - 1].log_softmax(-1)
-                    found[index] = float(ahead.gather(1, torch.tensor(response)[:, None]).mean())
-        return found
+                    ahead = logits[row, len(prompt) - 1 : len(prompt) + len(response) - 1]
+                    said = torch.tensor(response)[:, None]
+                    means[index] = float(ahead.log_softmax(-1).gather(1, said).mean())
+                    sums[index] = float((ahead / temperature).log_softmax(-1).gather(1, said).sum())
+        return means, sums
 
     @torch.no_grad()
     def mean_states(self, sequences: Sequences, say: Say) -> Tensor:

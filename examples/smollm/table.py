@@ -48,7 +48,11 @@ def write_table(run: Path) -> None:
     frozen = FrozenModel(config["policy"]["model"])
     pairs = Path(config["data"]["prompts"]).with_name("second.jsonl")
     people, accuracy = _second(frozen, pairs, before, after)
-    changes = [*judged(before, after), *_read_by_frozen(frozen, before, after), *people]
+    changes = [
+        *judged(before, after),
+        *_read_by_frozen(frozen, config["actors"]["temperature"], before, after),
+        *people,
+    ]
     text = "\n".join([*_lines(changes), "", accuracy, "", *samples(before, after)])
     record = {"changes": [asdict(item) for item in changes], "second": accuracy}
     (run / "changes.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
@@ -90,19 +94,21 @@ def _cut(rows: Sequence[Row]) -> list[float]:
     return [float(row["finish_reason"] == "length") for row in rows]
 
 
-def _read_by_frozen(frozen: FrozenModel, before: Sequence[Row], after: Sequence[Row]) -> list[Change]:
+def _read_by_frozen(
+    frozen: FrozenModel, temperature: float, before: Sequence[Row], after: Sequence[Row]
+) -> list[Change]:
     """Language quality under the frozen model, and the KL to it as sampled (k1, nats a response; before training it is the
     difference of two programs that compute the same numbers)."""
-    means = [
-        frozen.log_probs(frozen.sequences(rows), _bar(f"frozen model, {name}"))
+    read = [
+        frozen.log_probs(frozen.sequences(rows), temperature, _bar(f"frozen model, {name}"))
         for name, rows in (("before", before), ("after", after))
     ]
     kl = [
-        [row["logprob"] - mean * len(row["token_ids"]) for row, mean in zip(rows, values, strict=True)]
-        for rows, values in zip((before, after), means, strict=True)
+        [row["logprob"] - own for row, own in zip(rows, sums, strict=True)]
+        for rows, (_, sums) in zip((before, after), read, strict=True)
     ]
     return [
-        change("log-prob under the frozen model, nats a token", means[0], means[1]),
+        change("log-prob under the frozen model, nats a token", read[0][0], read[1][0]),
         change("KL, nats a response", kl[0], kl[1]),
     ]
 
