@@ -169,7 +169,7 @@ STUDIES = (
         (
             Arm("grouped", REAL, (), (), ()),
             Arm("weighted_sum", REAL, ("aggregation.kind=weighted_sum", REAL_EQUAL), ("equal",), ()),
-            Arm("longer", REAL, ("iteration.steps=64",), (), ()),
+            Arm("longer", REAL, ("iteration.steps=48",), (), ()),
         ),
         page="docs/smollm.md",
         seeds=(0, 1, 2),

@@ -34,7 +34,7 @@ SMOLLM_SOURCES = (
 )
 SMOLLM, SMOLLM_PAIRS = PROJECT / "configs" / "smollm.yaml", PROJECT / "configs" / "smollm_pairs.yaml"
 # A guess in seconds until the first unit has been measured: what surrounds the steps, and a step of 16 samples.
-SMOLLM_AROUND_S, SMOLLM_STEP_S = 1100.0, 25.0
+SMOLLM_AROUND_S, SMOLLM_STEP_S = 900.0, 45.0
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from studies.rows import Row
 from studies.runner import has_row
 from studies.study import ROWS, Study, Unit
 from studies.tally import Tally, Task
-from studies.worlds import REAL_MODEL, SANDBOX, SMOLLM, SMOLLM_PAIRS, smollm_config
+from studies.worlds import REAL_MODEL, SANDBOX, SMOLLM, SMOLLM_PAIRS, SMOLLM_STEP_S, smollm_config
 
 STUDY = catalog.study("smollm")
 WITHOUT, WITH = (f"{name}:{REAL_MODEL.version()}" for name in ("smollm", "smollm_pairs"))
@@ -169,7 +169,7 @@ def test_hours_are_guessed_and_then_corrected_by_what_was_measured(study: Study)
     tasks = {unit.arm.name: Task("measure", unit, unit.name, ()) for unit in study.units() if unit.seed == 0}
     grouped, longer = tasks["grouped"], tasks["longer"]
     tally = Tally()
-    assert tally.expected_s(longer) - tally.expected_s(grouped) == pytest.approx(48 * 25)
+    assert tally.expected_s(longer) - tally.expected_s(grouped) == pytest.approx(36 * SMOLLM_STEP_S)
     assert tally.left_s(list(tasks.values())) == pytest.approx(sum(task.guess_s() for task in tasks.values()))
     tally.measured(grouped, 2 * grouped.guess_s())
     assert tally.expected_s(longer) == pytest.approx(2 * longer.guess_s())
