@@ -25,7 +25,7 @@ OTHERS = {
     "driver/record/resume.py": "renames checkpoints that are set aside, and writes nothing",
     "driver/record/run_lock.py": "the lock's own text, which may be cut: then it names nobody",
     "driver/report/page.py": "a page for people, which every report writes again",
-    "learner/reward_model/feature_cache.py": "a cache of what is computed again where it is not there, renamed when it is whole",
+    "learner/reward_model/feature_cache.py": "a cache of what is computed again where it is gone, renamed when it is whole",
     "learner/reward_model/stage.py": "inside a directory whose stage is recorded, and fsynced, after it is whole",
     "learner/worker.py": "inside a directory that the driver commits, or whose stage is recorded when it is whole",
     "rewarder/layout.py": "inside a directory that the driver commits, or whose stage is recorded when it is whole",
