@@ -56,11 +56,10 @@ def run_stages(
     """Runs the stages in order, skipping those that are finished."""
     run = Run(config, cluster, config.run_dir, password, cleanup)
     todo = [stage for stage in stages if not _finished(run, stage)]
-    if {"iterate", "export"} & set(todo):
-        policy = (
-            config.checkpoint.resume if "iterate" in todo else "auto"
-        )  # what only reads a checkpoint begins nothing again
-        settle(run.directory, config.learner.groups_per_step, policy)
+    if "iterate" in todo:
+        settle(run.directory, config.learner.groups_per_step, config.checkpoint.resume)
+    elif "export" in todo and not is_current(run.directory):  # what only reads a checkpoint begins nothing again
+        settle(run.directory, config.learner.groups_per_step, "auto")
     if any(_needs_roles(run, stage) for stage in todo):
         run.start_roles(todo)
     for stage in todo:

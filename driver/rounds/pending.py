@@ -22,6 +22,7 @@ from driver.record.checkpoint import numbered, read_json
 from learner.adaptation.candidates import Proposal, Samples
 
 NAME = re.compile(r"(0|[1-9]\d*)\.json")
+RATED = ("fit_ratings", "evidence_ratings")  # files that were written before there were ratings have none
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,11 @@ class PendingProposals:
 
 def _pending(row: dict[str, Any]) -> Pending:
     unlabelled = tuple(Samples(_messages(each["messages"]), tuple(each["responses"])) for each in row["unlabelled"])
-    pairs, rated = (_items(row["fit"]), _items(row["evidence"])), (_rated(row, "fit"), _rated(row, "evidence"))
+    pairs, rated = (_items(row["fit"]), _items(row["evidence"])), tuple(_rated(row.get(name, [])) for name in RATED)
     return Pending(row["moment"], Proposal(*pairs, row["oldest_version"], unlabelled, *rated), row["settled_at"])
 
 
-def _rated(row: dict[str, Any], side: str) -> tuple[RateItem, ...]:
-    """Files that were written before there were ratings have none."""
-    rows = row.get(f"{side}_ratings", [])
+def _rated(rows: Sequence[dict[str, Any]]) -> tuple[RateItem, ...]:
     return tuple(RateItem(_messages(each["messages"]), each["meta"], each["response"]) for each in rows)
 
 
