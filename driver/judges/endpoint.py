@@ -15,6 +15,7 @@ import json
 import os
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
@@ -48,7 +49,7 @@ class ReplyRefused(openai.OpenAIError):
     """A reply that is not read; of the client's own kind, so that it asks no second time."""
 
 
-class Endpoint(Generic[Item, Said]):
+class Endpoint(ABC, Generic[Item, Said]):
     """Asks one model about items, `concurrency` of them at once; what is asked of one is `_said`."""
 
     def __init__(self, config: EndpointConfig, key: str | None):
@@ -74,8 +75,9 @@ class Endpoint(Generic[Item, Said]):
             except openai.OpenAIError as error:  # the network and the server fail in many ways
                 raise JudgeError(self._explain(error)) from None
 
+    @abstractmethod
     async def _said(self, client: openai.AsyncOpenAI, item: Item) -> Said:
-        raise NotImplementedError
+        """What the language model says of one item."""
 
     async def _judge(self, items: Sequence[Item], keep: Callable[[Item, Said], None]) -> None:
         waiting, self._is_down = iter(items), False

@@ -6,8 +6,6 @@ records the model, the hashes of the sources, of this package and of every file,
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +14,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from common.data.data import PreferencePair, PromptRow, read_pairs, to_fields, write_jsonl
 from common.data.sources import DataError, short
-from common.json_text import json_text
+from examples.manifest import MANIFEST, code_hash, file_hash, is_prepared, write_manifest
 from examples.real_data import pairs as select
 from examples.smollm.fetch import fetch_model
 
-MANIFEST = "manifest.json"
 MODEL = Path("data") / "smollm-0" / "model"
 
 
@@ -48,7 +45,7 @@ def prepare(sources: Sources, out: Path, model: str | None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / MANIFEST).unlink(missing_ok=True)
     _write(pairs, tokenizer, sources, out)
-    _write_manifest(out, recipe)
+    write_manifest(out, recipe)
 
 
 def make_sure_of_model(directory: Path) -> None:
@@ -90,33 +87,11 @@ def _write_rows(path: Path, rows: Sequence[PromptRow | PreferencePair]) -> None:
     print(f"wrote {path} ({len(rows)} lines)")
 
 
-def is_prepared(out: Path, recipe: dict[str, object]) -> bool:
-    """True where the manifest has this recipe, and every file that it lists is there unchanged."""
-    if not (out / MANIFEST).is_file():
-        return False
-    manifest = json.loads((out / MANIFEST).read_text())
-    files = manifest.pop("files")
-    return manifest == recipe and all((out / name).is_file() and _hash(out / name) == files[name] for name in files)
-
-
 def _recipe(sources: Sources, model: str) -> dict[str, object]:
     """All that the written files depend on."""
-    code = sorted(Path(__file__).parent.glob("*.py"))
-    given = {path.name: _hash(path) for path in (sources.pairs, sources.questions) if path is not None}
+    given = {path.name: file_hash(path) for path in (sources.pairs, sources.questions) if path is not None}
     return {
         "model": model,
         "sources": given,
-        "generator": hashlib.sha256("".join(map(_hash, code)).encode()).hexdigest(),
+        "generator": code_hash(Path(__file__).parent.glob("*.py")),
     }
-
-
-def _write_manifest(out: Path, recipe: dict[str, object]) -> None:
-    files = {path.relative_to(out).as_posix(): _hash(path) for path in sorted(out.rglob("*")) if path.is_file()}
-    partial = out / f"{MANIFEST}.partial"
-    partial.write_text(json_text({**recipe, "files": files}, indent=2) + "\n")
-    partial.rename(out / MANIFEST)
-    print(f"wrote {out / MANIFEST} ({len(files)} files listed)")
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -44,7 +44,7 @@ class FrozenModel:
 
     @torch.no_grad()
     def log_probs(self, sequences: Sequences, temperature: float, say: Say) -> tuple[list[float], list[float]]:
-        """Of each response: the mean log-probability of its tokens at temperature 1 (nats a token), and their sum at the
+        """Returns of each response the mean log-probability of its tokens at temperature 1 (nats a token), and their sum at the
         temperature of sampling (nats), which the policy's own log-probs are compared with. An empty one has 0 and 0."""
         means, sums = [0.0] * len(sequences), [0.0] * len(sequences)
         for indices, ids, mask in self._batches(sequences, say):

@@ -6,20 +6,17 @@ same; manifest.json is written last, so that a finished directory is left alone.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from common.data.data import PreferencePair, to_fields, write_jsonl
-from common.json_text import json_text
+from examples.manifest import MANIFEST, code_hash, file_hash, is_prepared, write_manifest
 from examples.smollm.people import FILE, QUESTIONS
 from examples.smollm.prompts import prompt_rows
 
-MANIFEST = "manifest.json"
 NUM_PROMPTS = 2400
 NUM_EVAL_PROMPTS = 96
 SHARE_OF_HH = 0.2  # of the prompts of the loop, where there are pairs
@@ -46,7 +43,7 @@ def prepare(out: Path, seed: int, folder: Path | None, model: str | None, sizes:
     (out / MANIFEST).unlink(missing_ok=True)
     source = Path(model) if model else _fetched(out)
     _write_rows(out, seed, folder, source, sizes)
-    _write_manifest(out, recipe)
+    write_manifest(out, recipe)
 
 
 def stream(seed: int, index: int) -> np.random.Generator:
@@ -107,40 +104,13 @@ def _write_pairs(path: Path, pairs: Sequence[PreferencePair]) -> None:
     _write(path, map(to_fields, pairs))
 
 
-def is_prepared(out: Path, recipe: dict[str, object]) -> bool:
-    """True where the manifest has this recipe, and every file that it lists is there unchanged."""
-    if not (out / MANIFEST).is_file():
-        return False
-    manifest = json.loads((out / MANIFEST).read_text())
-    files = manifest.pop("files")
-    return manifest == recipe and all((out / name).is_file() and _hash(out / name) == files[name] for name in files)
-
-
 def _recipe(seed: int, folder: Path | None, model: str | None, sizes: Sizes) -> dict[str, object]:
     """All that the written files depend on."""
-    code = sorted(Path(__file__).parent.glob("*.py"))
-    given = {name: _hash(folder / name) for name in (FILE, QUESTIONS) if folder and (folder / name).is_file()}
+    given = {name: file_hash(folder / name) for name in (FILE, QUESTIONS) if folder and (folder / name).is_file()}
     return {
         "seed": seed,
         "model": model,
         "sizes": vars(sizes),
         "sources": given,
-        "generator": hashlib.sha256("".join(map(_hash, code)).encode()).hexdigest(),
+        "generator": code_hash(Path(__file__).parent.glob("*.py")),
     }
-
-
-def _listed(out: Path) -> Iterator[Path]:
-    return (path for path in sorted(out.rglob("*")) if path.is_file() and path.name != MANIFEST)
-
-
-def _write_manifest(out: Path, recipe: dict[str, object]) -> None:
-    files = {path.relative_to(out).as_posix(): _hash(path) for path in _listed(out)}
-    partial = out / f"{MANIFEST}.partial"
-    partial.write_text(json_text({**recipe, "files": files}, indent=2) + "\n")
-    partial.rename(out / MANIFEST)
-    print(f"wrote {out / MANIFEST} ({len(files)} files listed)")
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -42,7 +42,7 @@ class SecondModel:
         return cls(frozen, fit.weight, round(fit.unseen_accuracy * len(pairs)), len(pairs))
 
     def score(self, rows: Sequence[Row], bar: Callable[[str], Say]) -> list[float]:
-        """Of evaluated responses."""
+        """The score of each evaluated response."""
         states = self.frozen.mean_states(self.frozen.sequences(rows), bar("second reward model, answers"))
         return (states @ self.weight).tolist()
 

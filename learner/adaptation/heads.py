@@ -23,8 +23,8 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class HeadStanding:
-    """Of one objective: how many responses are rated, and correlation and R2 with 95 % intervals (low, high); None where too
-    few are rated or all ratings are alike."""
+    """How one objective stands: how many responses are rated, and correlation and R2 with 95 % intervals (low, high); None
+    where too few are rated or all ratings are alike."""
 
     rated: int
     correlation: tuple[float, float, float] | None
@@ -38,7 +38,8 @@ def standings(scores: Tensor, ratings: Tensor, prompt_of: Tensor, seed: int) -> 
 
 
 def numbers(name: str, found: Mapping[str, HeadStanding]) -> dict[str, float | None]:
-    """As a decision's numbers: <name>correlation/<objective>, <name>onpolicy_r2/<objective>, each with _low and _high."""
+    """Writes them as a decision's numbers: <name>correlation/<objective> and <name>onpolicy_r2/<objective>, each with _low and
+    _high."""
     told: dict[str, float | None] = {}
     for objective, head in found.items():
         for what, values in ((f"{name}correlation", head.correlation), (f"{name}onpolicy_r2", head.r2)):

@@ -46,8 +46,8 @@ def group_metrics(
 
 
 def _standard_error(means: NDArray[np.float64]) -> dict[str, float]:
-    """Of the mean reward, over the groups [n] of the step: prompts differ, and responses to one prompt are alike. Nothing for
-    one group alone."""
+    """The standard error of the mean reward, over the groups [n] of the step: prompts differ, and responses to one prompt are
+    alike. Nothing for one group alone."""
     return {"reward/mean_se": float(means.std(ddof=1) / np.sqrt(len(means)))} if len(means) > 1 else {}
 
 

@@ -67,7 +67,7 @@ def pair_losses(score: Tensor, pairs: Tensor, labels: Tensor) -> Tensor:
 
 
 def head_losses(score: Tensor, pairs: Tensor, labels: Tensor) -> Tensor:
-    """The same of the head that pairs train: 0 where a pair is no label of rewarder.preference."""
+    """The loss of each pair for the head that pairs train: 0 where a pair is no label of rewarder.preference."""
     return labels[:, 3] * pair_losses(score, pairs, labels)
 
 
